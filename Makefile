@@ -1,0 +1,71 @@
+# What one does with this project: make setup | run | test | check | bench. Works as a user, as root and with sudo.
+
+VENV := .venv
+BIN := $(VENV)/bin
+RIG := $(VENV)/rig
+SETUP := $(VENV)/.setup-done
+RIG_SETUP := $(RIG)/.setup-done
+CACHES := .pytest_cache .mypy_cache .ruff_cache .hypothesis docs/bench.json docs/bench.png README.md
+
+# Tests that touch no engine: once is enough.
+ENGINE_FREE := test_house test_http_parser test_http_routes test_http_status test_settings test_public_names test_rig
+ENGINE_FREE_ARGS := $(foreach name,$(ENGINE_FREE),--ignore=tests/$(name).py)
+
+# With sudo, what root wrote goes back to who called it.
+GIVE_BACK = @if [ -n "$$SUDO_UID" ]; then for f in $(CACHES); do if [ -e "$$f" ]; then \
+	chown -R "$$SUDO_UID:$${SUDO_GID:-$$SUDO_UID}" "$$f"; fi; done; fi
+
+.PHONY: help setup run test check bench rig clean
+
+help:
+	@echo "make run     set up, then serve examples/hello.py on http://127.0.0.1:8888/"
+	@echo "make test    set up, then run the tests on io_uring and on epoll"
+	@echo "make check   ruff, mypy and the house rules"
+	@echo "make bench   compare with other servers (SHORT=1: two minutes; UPDATE=1: write the results into docs/ and README.md;"
+	@echo "             ARGS=\"--cases plain --peers nginx\" goes to the rig)"
+	@echo "make setup   only what the others need: system packages, a virtual environment in $(VENV)"
+	@echo "make clean   remove $(VENV) and the caches"
+
+setup: $(SETUP)
+
+$(SETUP): pyproject.toml scripts/setup.sh
+	@sh scripts/setup.sh project
+
+rig: $(SETUP) $(RIG_SETUP)
+
+$(RIG_SETUP): tests/perf/requirements.txt scripts/setup.sh $(SETUP)
+	@sh scripts/setup.sh rig
+
+run: $(SETUP)
+	@echo "kore: open http://127.0.0.1:8888/ (Ctrl-C stops it)"
+	@exec $(BIN)/kore examples/hello.py
+
+test: $(SETUP)
+	@if reason=$$($(BIN)/python scripts/try_uring.py 2>&1); then \
+		echo "test: everything, on io_uring"; KORE_IO=uring $(BIN)/python -m pytest -q; \
+	else \
+		echo "test: no io_uring here ($$reason): the tests run on epoll only"; \
+	fi
+	@if $(BIN)/python scripts/try_uring.py >/dev/null 2>&1; then \
+		echo "test: what depends on the engine, on epoll"; \
+		KORE_IO=epoll $(BIN)/python -m pytest -q $(ENGINE_FREE_ARGS); \
+	else \
+		KORE_IO=epoll $(BIN)/python -m pytest -q; \
+	fi
+	$(GIVE_BACK)
+	@echo "test: all passed"
+
+check: $(SETUP)
+	@echo "check: ruff"; $(BIN)/ruff check kore tests examples scripts
+	@echo "check: mypy"; $(BIN)/mypy
+	@echo "check: house rules"; $(BIN)/python -m pytest -q tests/test_house.py
+	$(GIVE_BACK)
+	@echo "check: all passed"
+
+bench: rig
+	@$(BIN)/python -m tests.perf $(if $(SHORT),--short) $(if $(UPDATE),--update) $(ARGS)
+	$(GIVE_BACK)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	find kore tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
