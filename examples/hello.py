@@ -1,8 +1,6 @@
 """A first application: three routes on http://127.0.0.1:8888, started with `kore examples/hello.py`.
 
-    curl http://127.0.0.1:8888/
-    curl http://127.0.0.1:8888/later
-    curl http://127.0.0.1:8888/hello/World
+Try `curl http://127.0.0.1:8888/`, and the paths /later and /hello/World.
 """
 
 import kore
