@@ -1,0 +1,32 @@
+"""The exceptions kore raises, and what each means to who catches it."""
+
+from __future__ import annotations
+
+
+class ConfigurationError(ValueError):
+    """Something an application declared cannot be used; the message names it, its value and what is allowed."""
+
+
+class StartError(Exception):
+    """The server cannot start; the message says what happened, where, and what to do. Printed as one line."""
+
+
+class ProtocolError(Exception):
+    """The peer broke the protocol: `status` is what to answer, `reason` is for the log."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(status, reason)
+        self.status = status
+        self.reason = reason
+
+
+class EngineError(OSError):
+    """An I/O engine could not be set up: `call` failed with `errno`; `hint` is a likely reason."""
+
+    def __init__(self, call: str, errno: int, strerror: str, hint: str) -> None:
+        super().__init__(errno, strerror)
+        self.call = call
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.call}: {self.strerror} (errno {self.errno}): {self.hint}"

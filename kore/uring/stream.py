@@ -1,0 +1,214 @@
+"""A connected socket on the ring: a multishot receive in, and output that costs one entry and no completion.
+
+Output leaves by a send that may not wait (MSG_DONTWAIT) and must be whole (MSG_WAITALL), whose success is not
+reported (IOSQE_CQE_SKIP_SUCCESS). The kernel does such a send inside io_uring_enter, so when that returns either all
+was taken, or a completion says how much. Only then a second, waiting send is made for the rest. An ordinary
+response so costs no completion, no object and no bookkeeping beyond its turn.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ..driver import Stream, StreamOwner
+from .operations import BYTES_OFFSET, NOBODY
+from .structures import (
+    IORING_ASYNC_CANCEL_ALL,
+    IORING_CQE_F_MORE,
+    IORING_OP_ASYNC_CANCEL,
+    IORING_OP_CLOSE,
+    IORING_OP_POLL_ADD,
+    IORING_OP_RECV,
+    IORING_OP_SEND,
+    IORING_OP_SHUTDOWN,
+    IORING_POLL_ADD_MULTI,
+    IORING_RECV_MULTISHOT,
+    IOSQE_BUFFER_SELECT,
+    IOSQE_CQE_SKIP_SUCCESS,
+)
+
+if TYPE_CHECKING:
+    from .driver import UringDriver
+
+# What a completion of a stream is about, in the top bits of its user_data; the rest is the stream's key.
+RECEIVE = 0
+SEND = 1 << 62  # a send that failed or was short
+REST = 2 << 62  # the waiting send of what was left
+HANGUP = 3 << 62  # a poll for the peer's death after its FIN
+KEY_MASK = (1 << 62) - 1
+
+SEND_HEAD = IORING_OP_SEND | IOSQE_CQE_SKIP_SUCCESS << 8
+MSG_NOSIGNAL = 0x4000
+MSG_WAITALL = 0x100
+MSG_DONTWAIT = 0x40
+SEND_NOW = MSG_NOSIGNAL | MSG_WAITALL | MSG_DONTWAIT
+
+POLLERR_OR_HUP = 0x008 | 0x010
+SHUT_WR = 1
+
+
+class UringStream(Stream):
+    """See kore.driver.Stream."""
+
+    __slots__ = ("key", "send_head", "send_key", "armed", "watching", "rest", "rest_offset", "held", "receiver")
+
+    def __init__(self, driver: UringDriver, fd: int, owner: StreamOwner) -> None:
+        super().__init__(driver, fd, owner)
+        self.key = driver.register(self)
+        self.send_head = SEND_HEAD | fd << 32
+        self.send_key = self.key | SEND
+        self.armed = False  # a multishot receive is with the kernel
+        self.watching = False  # a poll for the peer's death is with the kernel
+        self.rest: bytes | None = None  # what a waiting send is sending
+        self.rest_offset = 0
+        self.held: list[bytes] | None = None  # input that came while paused
+        self.receiver: Callable[[bytes], None] | None = None  # who gets it on resume
+        self.arm()
+
+    # --- input ---------------------------------------------------------------------------------------------
+
+    def arm(self) -> None:
+        """Submit the multishot receive."""
+        self.armed = True
+        self.driver.push(
+            IORING_OP_RECV, IOSQE_BUFFER_SELECT, IORING_RECV_MULTISHOT, self.fd, 0, 0, 0, 0, self.key)
+
+    def disarm(self) -> None:
+        """Ask for the end of the multishot receive; its last completion is still to come."""
+        self.driver.push(
+            IORING_OP_ASYNC_CANCEL, IOSQE_CQE_SKIP_SUCCESS, 0, -1, 0, self.key, 0, IORING_ASYNC_CANCEL_ALL, NOBODY)
+
+    def complete(self, res: int, flags: int) -> None:
+        """A completion of the receive that carries no bytes: the end of input, of the operation, or an error."""
+        if not flags & IORING_CQE_F_MORE:
+            self.armed = False
+        if res == 0:
+            if not self.ended and not self.closing:
+                self.ended = True
+                self.input(b"")
+                if not self.closing:
+                    self.watch()
+        elif res == -errno.ENOBUFS:
+            self.driver.out_of_buffers = True
+            self.driver.starved.append(self)
+        elif res == -errno.ECANCELED or res > 0:
+            if self.reading and not self.armed:
+                self.driver.starved.append(self)
+        elif not self.gone:
+            self.driver.tear_down(self, -res)
+
+    def input(self, data: bytes) -> None:
+        """Hand over what arrived."""
+        if self.received is not None:
+            self.received(data)
+
+    def pause(self) -> None:
+        if self.reading and not self.closing:
+            self.reading = False
+            if self.held is None:
+                self.held = []
+                self.receiver = self.received
+                self.received = self.held.append
+            if self.armed:
+                self.disarm()
+
+    def resume(self) -> None:
+        if not self.reading and not self.closing:
+            self.reading = True
+            self.driver.resumed.append(self)
+
+    def deliver_held(self) -> None:
+        """Hand over what came while paused, then read on. Called by the driver in its turn."""
+        held, receiver = self.held, self.receiver
+        if not self.reading or self.closing or held is None or receiver is None:
+            return
+        while held:
+            receiver(held.pop(0))
+            if self.closing or not self.reading:
+                return
+        self.held = self.receiver = None
+        self.received = receiver
+        if not (self.armed or self.ended):
+            self.arm()
+
+    def watch(self) -> None:
+        """After the peer's FIN: hear of its death. The poll reports the FIN itself as well, so it must go on."""
+        if not self.watching:
+            self.watching = True
+            self.driver.push(
+                IORING_OP_POLL_ADD, 0, 0, self.fd, 0, 0, IORING_POLL_ADD_MULTI, POLLERR_OR_HUP, self.key | HANGUP)
+
+    def hung_up(self, res: int, flags: int) -> None:
+        """A completion of that poll."""
+        if not flags & IORING_CQE_F_MORE:
+            self.watching = False
+        if res < 0 or self.gone:
+            return
+        if res & POLLERR_OR_HUP:
+            # Both directions closed is the regular end when we sent our FIN as well; otherwise the peer is dead.
+            self.driver.tear_down(self, 0 if self.finishing or self.closing else errno.ECONNRESET)
+        elif not self.watching:
+            self.watch()
+
+    # --- output --------------------------------------------------------------------------------------------
+
+    def not_sent(self, res: int, data: bytes) -> None:
+        """The send that may not wait was short (`res` bytes were taken) or failed."""
+        if self.gone:
+            return
+        if res < 0 and res != -errno.EAGAIN:
+            self.driver.tear_down(self, -res)
+            return
+        self.rest = data
+        self.rest_offset = max(res, 0)
+        self.stuck = len(data) - self.rest_offset
+        self.send_rest()
+
+    def send_rest(self) -> None:
+        """Submit the waiting send of what is left."""
+        assert self.rest is not None
+        self.driver.push(
+            IORING_OP_SEND, 0, 0, self.fd, 0, id(self.rest) + BYTES_OFFSET + self.rest_offset,
+            min(self.stuck, 1 << 30), MSG_NOSIGNAL, self.key | REST)
+
+    def rest_sent(self, res: int) -> None:
+        """A completion of the waiting send. Without MSG_WAITALL it shows progress, for write deadlines."""
+        if self.gone:
+            self.rest = None
+            return
+        if res <= 0 and res not in (-errno.EAGAIN, -errno.EINTR):
+            self.rest = None
+            self.driver.tear_down(self, -res or errno.EPIPE)
+            return
+        sent = max(res, 0)
+        self.rest_offset += sent
+        self.stuck -= sent
+        if self.stuck:
+            self.send_rest()
+            return
+        self.rest = None
+        if self.out is not None:
+            self.driver.dirty.append(self)
+        if self.owner is not None and not self.closing:
+            self.owner.drained()
+
+    # --- the end -------------------------------------------------------------------------------------------
+
+    def shut_down(self) -> None:
+        """Our FIN, after the output."""
+        self.driver.push(IORING_OP_SHUTDOWN, IOSQE_CQE_SKIP_SUCCESS, 0, self.fd, 0, 0, SHUT_WR, 0, NOBODY)
+
+    def release(self) -> None:
+        """Cancel what is in flight and close the fd, by the ring, in that order."""
+        if self.armed:
+            self.disarm()
+        if self.watching:
+            self.driver.push(
+                IORING_OP_ASYNC_CANCEL, IOSQE_CQE_SKIP_SUCCESS, 0, -1, 0, self.key | HANGUP, 0, 0, NOBODY)
+        if self.rest is not None:
+            self.driver.kept[self.key | REST] = self.rest  # the kernel reads it until its last completion
+            self.driver.push(
+                IORING_OP_ASYNC_CANCEL, IOSQE_CQE_SKIP_SUCCESS, 0, -1, 0, self.key | REST, 0, 0, NOBODY)
+        self.driver.push(IORING_OP_CLOSE, IOSQE_CQE_SKIP_SUCCESS, 0, self.fd, 0, 0, 0, 0, NOBODY)

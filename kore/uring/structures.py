@@ -1,0 +1,103 @@
+"""The numbers and layouts of io_uring, as in <linux/io_uring.h> and <liburing.h>, under the kernel's own names.
+
+Nothing here does anything. Entries are packed and read with `struct`, because a ctypes call costs more than a
+whole entry; ctypes appears only where liburing itself wants a pointer.
+"""
+
+from __future__ import annotations
+
+import struct
+
+# --- io_uring_setup(2) flags -------------------------------------------------------------------------------
+IORING_SETUP_CQSIZE = 1 << 3
+IORING_SETUP_CLAMP = 1 << 4
+IORING_SETUP_R_DISABLED = 1 << 6
+IORING_SETUP_SUBMIT_ALL = 1 << 7
+IORING_SETUP_COOP_TASKRUN = 1 << 8
+IORING_SETUP_SINGLE_ISSUER = 1 << 12
+IORING_SETUP_DEFER_TASKRUN = 1 << 13
+
+# --- features the kernel reports at set-up -----------------------------------------------------------------
+IORING_FEAT_NODROP = 1 << 1
+IORING_FEAT_EXT_ARG = 1 << 8
+IORING_FEAT_CQE_SKIP = 1 << 11
+
+# --- io_uring_enter(2) flags -------------------------------------------------------------------------------
+IORING_ENTER_GETEVENTS = 1 << 0
+IORING_ENTER_EXT_ARG = 1 << 3
+IORING_ENTER_REGISTERED_RING = 1 << 4
+
+# --- io_uring_register(2) opcodes --------------------------------------------------------------------------
+IORING_REGISTER_PROBE = 8
+IO_URING_OP_SUPPORTED = 1 << 0
+
+# --- operations --------------------------------------------------------------------------------------------
+IORING_OP_NOP = 0
+IORING_OP_POLL_ADD = 6
+IORING_OP_SENDMSG = 9
+IORING_OP_TIMEOUT = 11
+IORING_OP_ACCEPT = 13
+IORING_OP_ASYNC_CANCEL = 14
+IORING_OP_CONNECT = 16
+IORING_OP_CLOSE = 19
+IORING_OP_READ = 22
+IORING_OP_SEND = 26
+IORING_OP_RECV = 27
+IORING_OP_SPLICE = 30
+IORING_OP_SHUTDOWN = 34
+
+OPERATIONS = {name: value for name, value in list(globals().items()) if name.startswith("IORING_OP_")}
+
+# --- submission queue entry flags --------------------------------------------------------------------------
+IOSQE_BUFFER_SELECT = 1 << 5
+IOSQE_CQE_SKIP_SUCCESS = 1 << 6
+
+IORING_RECV_MULTISHOT = 1 << 1
+IORING_ACCEPT_MULTISHOT = 1 << 0
+IORING_POLL_ADD_MULTI = 1 << 0
+IORING_ASYNC_CANCEL_ALL = 1 << 0
+IORING_TIMEOUT_ETIME_SUCCESS = 1 << 5
+
+# --- completion queue entry flags --------------------------------------------------------------------------
+IORING_CQE_F_BUFFER = 1 << 0
+IORING_CQE_F_MORE = 1 << 1
+IORING_CQE_BUFFER_SHIFT = 16
+
+# --- IORING_SQ_* flags, written by the kernel --------------------------------------------------------------
+IORING_SQ_CQ_OVERFLOW = 1 << 1
+
+SQE = struct.Struct("<BBHiQQIIQHHiQQ")
+"""opcode, flags, ioprio, fd, off, addr, len, op_flags, user_data, buf_index, personality, file_index, addr3, pad"""
+
+SQE_WORDS = struct.Struct("<8Q")
+"""The same 64 bytes as eight words: for the hot path, where most of them are known beforehand."""
+
+CQE = struct.Struct("<QiI")
+"""user_data, res, flags"""
+
+BUF = struct.Struct("<QIHH")
+"""struct io_uring_buf: addr, len, bid, resv (in entry 0 the tail of the ring)."""
+
+BUF_REG = struct.Struct("<QIHH3Q")
+"""struct io_uring_buf_reg: ring_addr, ring_entries, bgid, flags, resv[3]"""
+
+GETEVENTS_ARG = struct.Struct("<QIIQ")
+"""struct io_uring_getevents_arg: sigmask, sigmask_sz, min_wait_usec, ts"""
+
+TIMESPEC = struct.Struct("<qq")
+"""struct __kernel_timespec: seconds, nanoseconds"""
+
+IOVEC = struct.Struct("<QQ")
+MSGHDR = struct.Struct("<QI4xQQQQi4x")
+"""struct msghdr: name, namelen, iov, iovlen, control, controllen, flags (64-bit layout)"""
+
+# struct io_uring, as liburing lays it out since 2.0: two structs of pointers into the shared rings, then the fd.
+URING_SIZE = 216
+URING_SQ_POINTERS = struct.Struct("<8Q")  # khead ktail kring_mask kring_entries kflags kdropped array sqes
+URING_CQ_POINTERS = struct.Struct("<7Q")  # khead ktail kring_mask kring_entries kflags koverflow cqes
+URING_CQ_OFFSET = 104
+URING_FLAGS_OFFSET = 192
+URING_TAIL = struct.Struct("<IiIi")  # flags, ring_fd, features, enter_ring_fd
+
+PARAMS_SIZE = 120  # struct io_uring_params
+PARAMS_HEAD = struct.Struct("<III")  # sq_entries, cq_entries, flags
