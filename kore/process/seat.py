@@ -1,0 +1,73 @@
+"""The parent's record of one worker: its id for life, and the process that has it now.
+
+Only the parent writes here. What a worker shares is one page, the board, on which it notes the route it serves;
+the parent reads it when the worker is dead, and believes nothing else of it.
+"""
+
+from __future__ import annotations
+
+import mmap
+import time
+from dataclasses import dataclass, field
+
+from kore.process.channel import Channel
+
+BACKOFF_FIRST_SECONDS = 0.1
+BACKOFF_SECONDS_MAX = 5.0
+"""Delay between restarts of a worker that keeps dying: short enough to heal alone, long enough not to burn a CPU."""
+
+HEALTHY_SECONDS = 10.0
+"""A worker that lived this long died of something new: its restart is immediate again."""
+
+BOARD_BYTES = mmap.PAGESIZE
+
+
+def new_board() -> memoryview:
+    """A shared page of unsigned 32-bit words, all zero. Word 0: index + 1 of the route being served."""
+    return memoryview(mmap.mmap(-1, BOARD_BYTES)).cast("I")
+
+
+@dataclass(slots=True)
+class Seat:
+    """Worker `worker`: who has the seat, since when, and how its holders fared."""
+
+    worker: int
+    board: memoryview = field(default_factory=new_board)
+    pid: int = 0  # 0: empty
+    channel: Channel | None = None
+    ready: bool = False
+    started: float = 0.0  # monotonic seconds
+    restarts: int = 0
+    failures: int = 0  # deaths in a row without a healthy life between them
+
+    @property
+    def label(self) -> str:
+        """How the log and the process list call it."""
+        return f"[wrk {self.worker}]"
+
+    def taken(self, pid: int, channel: Channel) -> None:
+        """A process sat down."""
+        self.pid = pid
+        self.channel = channel
+        self.ready = False
+        self.started = time.monotonic()
+
+    def left(self) -> float:
+        """The process is gone: free what it had. Its uptime in seconds."""
+        self.pid = 0
+        self.ready = False
+        if self.channel is not None:
+            self.channel.close()
+            self.channel = None
+        return time.monotonic() - self.started
+
+    def next_delay(self, uptime: float) -> float:
+        """Seconds until the successor starts, after a life of `uptime` seconds: 0, then 0.1, 0.2 ... 5."""
+        if uptime >= HEALTHY_SECONDS:
+            self.failures = 0
+        delay = 0.0
+        if self.failures:
+            # The exponent is bounded before it is used: a crash loop of days must not compute 2**100000.
+            delay = min(BACKOFF_SECONDS_MAX, BACKOFF_FIRST_SECONDS * 2.0 ** min(self.failures - 1, 16))
+        self.failures += 1
+        return delay

@@ -1,0 +1,185 @@
+"""Helpers to start a real server (or any program), hear what it says, and stop it by its own pid whatever happens.
+
+Nothing here sleeps to give something time: readers wait for a line, with a deadline that fails the test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+READY = r"log=\[ready: "
+SECONDS = 20.0
+"""How long a test waits for what should take milliseconds, on a machine that is busy."""
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody listens on just now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def wait_until(holds: Callable[[], object], what: str, seconds: float = SECONDS) -> None:
+    """Look again and again until `holds()` is true; fail, saying `what`, when it never is."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"never happened within {seconds} s: {what}")
+        time.sleep(0.005)
+
+
+def alive(pid: int) -> bool:
+    """Whether process `pid` exists and is no zombie."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return text.rpartition(")")[2].split()[0] != "Z"
+
+
+def children(pid: int) -> list[int]:
+    """The pids of the children of `pid` that are alive."""
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except OSError:
+        return []
+    return [child for child in map(int, text.split()) if alive(child)]
+
+
+class Program:
+    """A started program: its output, line by line, and its end."""
+
+    def __init__(self, command: list[str], cwd: Path, environment: dict[str, str] | None = None) -> None:
+        env = {key: value for key, value in os.environ.items() if not key.startswith("KORE_")}
+        env |= {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | (environment or {})
+        self.process = subprocess.Popen(
+            command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        self.pid = self.process.pid
+        self._text = {"out": "", "err": ""}
+        self._changed = threading.Condition()
+        self._readers = [
+            threading.Thread(target=self._read, args=(name, stream), daemon=True)
+            for name, stream in (("out", self.process.stdout), ("err", self.process.stderr))
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self, name, stream) -> None:
+        while piece := os.read(stream.fileno(), 65536):
+            with self._changed:
+                self._text[name] += piece.decode("utf-8", "replace")
+                self._changed.notify_all()
+
+    @property
+    def out(self) -> str:
+        return self._text["out"]
+
+    @property
+    def err(self) -> str:
+        return self._text["err"]
+
+    def wait_for(self, pattern: str, seconds: float = SECONDS, count: int = 1) -> re.Match[str]:
+        """The `count`-th match of `pattern` in the standard output, once it is there."""
+        deadline = time.monotonic() + seconds
+        with self._changed:
+            while True:
+                matches = list(re.finditer(pattern, self.out))
+                if len(matches) >= count:
+                    return matches[count - 1]
+                left = deadline - time.monotonic()
+                if left <= 0 or (self.process.poll() is not None and not any(r.is_alive() for r in self._readers)):
+                    raise AssertionError(f"no {pattern!r} (x{count}) in:\n{self.out}\n--- stderr:\n{self.err}")
+                self._changed.wait(min(left, 0.1))
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, seconds: float = SECONDS) -> int:
+        """The exit code, once the program has ended and its output has been read."""
+        code = self.process.wait(seconds)
+        for reader in self._readers:
+            reader.join(seconds)
+        return code
+
+    def stop(self) -> None:
+        """Stop the program and its children, by pid; called by the fixture, whatever the test did."""
+        family = [self.pid, *children(self.pid)]
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(5)
+        for pid in family:
+            if alive(pid) and (pid == self.pid or Path(f"/proc/{pid}/cwd").exists()):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        self.process.wait(SECONDS)
+        for reader in self._readers:
+            reader.join(SECONDS)
+        for stream in (self.process.stdout, self.process.stderr):
+            stream.close()
+
+
+class Starter:
+    """Starts programs in one directory and stops them all at the end."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.programs: list[Program] = []
+
+    def python(self, script: str, environment: dict[str, str] | None = None) -> Program:
+        """Run a Python script given as text."""
+        return self._start([sys.executable, "-c", script], self.directory, environment)
+
+    def kore(
+        self, *arguments: str, cwd: Path | None = None, environment: dict[str, str] | None = None
+    ) -> Program:
+        """Run ``python -m kore`` with these arguments."""
+        return self._start([sys.executable, "-m", "kore", *arguments], cwd or self.directory, environment)
+
+    def app(self, text: str, *arguments: str, environment: dict[str, str] | None = None) -> Program:
+        """Write `text` to app.py, start it, and wait until it serves."""
+        (self.directory / "app.py").write_text(text)
+        program = self.kore(*arguments, "app.py", environment=environment)
+        program.wait_for(READY)
+        return program
+
+    def _start(self, command: list[str], cwd: Path, environment: dict[str, str] | None) -> Program:
+        program = Program(command, cwd, environment)
+        self.programs.append(program)
+        return program
+
+
+@contextlib.contextmanager
+def starter(directory: Path) -> Iterator[Starter]:
+    """A Starter whose programs are all gone afterwards."""
+    start = Starter(directory)
+    try:
+        yield start
+    finally:
+        for program in reversed(start.programs):
+            program.stop()
+
+
+def http_get(address: tuple[str, int] | str, path: str = "/", seconds: float = SECONDS) -> bytes:
+    """The whole response to one GET on a connection of its own; `address` as for a TCP or a unix socket."""
+    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
+    with socket.socket(family) as sock:
+        sock.settimeout(seconds)
+        sock.connect(address)
+        sock.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        answer = b""
+        while piece := sock.recv(65536):
+            answer += piece
+        return answer
