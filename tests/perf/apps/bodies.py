@@ -1,0 +1,8 @@
+"""What every server of the rig answers: the paths and their bodies."""
+
+BODIES = {
+    "/": b"hello world",
+    "/async": b"hello world",
+    "/1k": b"k" * 1024,
+    "/64k": b"k" * 65536,
+}

@@ -1,0 +1,37 @@
+"""The application kore runs in the rig; the argument is the port."""
+
+from bodies import BODIES
+
+import kore
+
+
+class App:
+    def configure(self, args):
+        kore.config.workers = 1
+        kore.config.deployment = "dev"
+        # As many connections as the idle case asks for, held as long as it lasts; the peers are told the same.
+        kore.config.worker_max_connections = 16384
+        kore.config.worker_rlimit_nofiles = 17408
+        kore.config.socket_backlog = 4096
+        kore.config.http_keepalive_time = 600
+        kore.server("rig", ip="127.0.0.1", port=args[1], tls=False)
+        domain = kore.domain("*", attach="rig")
+        domain.route("/", self.plain, methods=["get"])
+        domain.route("/async", self.later, methods=["get"])
+        domain.route("/1k", self.small, methods=["get"])
+        domain.route("/64k", self.large, methods=["get"])
+
+    def plain(self, req):
+        req.response(200, b"hello world")
+
+    async def later(self, req):
+        req.response(200, b"hello world")
+
+    def small(self, req):
+        req.response(200, BODIES["/1k"])
+
+    def large(self, req):
+        req.response(200, BODIES["/64k"])
+
+
+koreapp = App()

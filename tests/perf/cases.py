@@ -1,0 +1,108 @@
+"""The cases of the rig as data: what is measured on whom, and which ratios are aimed at.
+
+An entry is one thing measured in each round; the entries of a case follow each other A B C A B C, so that what drifts
+on the machine falls on all of them alike, and each ratio is the median of the rounds' own ratios.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KORE = ("kore-uring", "kore-epoll")
+PEERS = ("nginx", "fastwsgi", "socketify", "granian", "uvicorn")
+BUSY = 64  # connections, where the case is not about their number
+IDLE_CONNECTIONS = 10_000
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One load on one server."""
+
+    label: str
+    server: str
+    path: str = "/"
+    connections: int = BUSY
+    script: str = "plain"
+
+
+@dataclass(frozen=True)
+class Case:
+    """`how` names the way it is run: full, paced, idle or startup; in a short run only `short` take part."""
+
+    name: str
+    title: str
+    entries: tuple[Entry, ...]
+    how: str = "full"
+    short: tuple[str, ...] = ("kore-uring", "nginx")
+    rounds_max: int = 100
+
+
+@dataclass(frozen=True)
+class Target:
+    """`ours` by `theirs` in a case should be at least `least`, and `aim` if it can be; `figure` says what of them."""
+
+    name: str
+    case: str
+    ours: str
+    theirs: str
+    least: float | None
+    aim: float | None
+    figure: str = "ratio"
+
+
+def on_all(path: str = "/", connections: int = BUSY, script: str = "plain") -> tuple[Entry, ...]:
+    """The same load on every server."""
+    return tuple(Entry(name, name, path, connections, script) for name in KORE + PEERS)
+
+
+CASES = (
+    Case("plain", "11-byte response, synchronous handler, 64 connections", on_all(),
+         short=("kore-uring", "kore-epoll", "nginx", "fastwsgi", "granian", "uvicorn")),
+    Case("async", "11-byte response, async handler that does not suspend", (
+        Entry("kore-uring sync", "kore-uring"), Entry("kore-uring", "kore-uring", "/async"),
+        Entry("kore-epoll", "kore-epoll", "/async"),
+        Entry("granian", "granian", "/async"), Entry("uvicorn", "uvicorn", "/async")), short=("kore-uring",)),
+    Case("headers", "three header fields whose values differ in every request", (
+        Entry("kore-uring plain", "kore-uring"),
+        Entry("kore-uring same", "kore-uring", script="same-headers"),
+        *on_all(script="headers"))),
+    Case("pipelined", "16 pipelined requests", (Entry("kore-uring plain", "kore-uring"), *on_all(script="pipelined"))),
+    Case("protocol", "asyncio protocol on each loop, a fixed answer to each read", (
+        Entry("kore-uring", "kore-protocol-uring"), Entry("kore-epoll", "kore-protocol-epoll"),
+        Entry("uvloop", "uvloop-protocol"), Entry("selector", "selector-protocol")),
+        short=("kore-protocol-uring", "uvloop-protocol")),
+    Case("streams", "asyncio streams on each loop, a fixed answer to each read", (
+        Entry("kore-uring", "kore-streams-uring"), Entry("kore-epoll", "kore-streams-epoll"),
+        Entry("uvloop", "uvloop-streams"), Entry("selector", "selector-streams")),
+        short=("kore-streams-uring", "uvloop-streams")),
+    Case("paced", "latency at half of each server's own full load, 64 connections", on_all(), how="paced"),
+    Case("idle", "10,000 idle connections beside 64 busy ones", on_all(), how="idle", rounds_max=3),
+    Case("startup", "from the command to the first response", on_all(), how="startup",
+         short=("kore-uring", "kore-epoll", "nginx", "granian", "uvicorn")),
+    Case("one", "11-byte response, 1 connection", on_all(connections=1)),
+    Case("many", "11-byte response, 1024 connections", on_all(connections=1024)),
+    Case("1k", "1 KiB response", on_all("/1k")),
+    Case("64k", "64 KiB response (nginx: a file, by sendfile)", on_all("/64k")),
+)
+
+TARGETS = (
+    Target("plain, by fastwsgi", "plain", "kore-uring", "fastwsgi", 1.0, None),
+    Target("plain, by granian (RSGI)", "plain", "kore-uring", "granian", 2.0, None),
+    Target("plain, by uvicorn", "plain", "kore-uring", "uvicorn", 2.0, None),
+    Target("plain, by nginx `return 200`", "plain", "kore-uring", "nginx", None, 1.0),
+    Target("async handler, by the sync one", "async", "kore-uring", "kore-uring sync", 0.9, 0.97),
+    Target("differing headers, by plain", "headers", "kore-uring", "kore-uring plain", 0.85, 0.95),
+    Target("differing headers, by the same fields unchanged", "headers", "kore-uring", "kore-uring same", None, None),
+    Target("epoll, by uring", "plain", "kore-epoll", "kore-uring", 0.7, 0.8),
+    Target("16 pipelined, by plain", "pipelined", "kore-uring", "kore-uring plain", 2.5, 4.0),
+    Target("asyncio protocol, by uvloop", "protocol", "kore-uring", "uvloop", 0.85, 1.0),
+    Target("asyncio protocol on epoll, by uvloop", "protocol", "kore-epoll", "uvloop", None, None),
+    Target("asyncio streams, by uvloop", "streams", "kore-uring", "uvloop", 0.95, 1.1),
+    Target("asyncio streams on epoll, by uvloop", "streams", "kore-epoll", "uvloop", None, None),
+    Target("10,000 idle: bytes each in the worker", "idle", "kore-uring", "", 4096, 2048, "idle_bytes"),
+    Target("10,000 idle: throughput on 64 others, by before", "idle", "kore-uring", "", 0.9, None, "idle_rate"),
+    Target("p99 at half load: µs above nginx", "paced", "kore-uring", "nginx", 100, 0, "p99_above"),
+    Target("first response, seconds", "startup", "kore-uring", "", 0.4, 0.2, "start_seconds"),
+)
+
+LESS_IS_BETTER = {"idle_bytes", "p99_above", "start_seconds"}

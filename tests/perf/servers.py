@@ -1,0 +1,318 @@
+"""Servers under measurement: how each is started and stopped, and what the kernel knows of its processes.
+
+Every server gets one worker on one core, as many connections as any case opens, and no access log. A server that can't
+be started is reported with the reason; nothing is left out in silence.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+APPS = Path(__file__).resolve().parent / "apps"
+
+START_SECONDS_MAX = 15.0
+STOP_SECONDS_MAX = 5.0
+FILES_MAX = 20_000  # 10,000 idle connections, 1024 busy ones, and room
+TICK = 1 / os.sysconf("SC_CLK_TCK")
+PR_SET_PDEATHSIG = 1
+
+NGINX = """
+worker_processes 1;
+worker_rlimit_nofile 20000;
+daemon off;
+pid {folder}/nginx.pid;
+error_log {folder}/error.log crit;
+events {{ worker_connections 16384; }}
+http {{
+    access_log off;
+    keepalive_requests 1000000000;
+    keepalive_timeout 600s;
+    sendfile on;
+    tcp_nopush on;
+    open_file_cache max=16;
+    default_type text/plain;
+    client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
+    server {{
+        listen 127.0.0.1:{port} backlog=4096;
+        location = / {{ return 200 "hello world"; }}
+        location = /async {{ return 200 "hello world"; }}
+        location = /1k {{ return 200 "{small}"; }}
+        location / {{ root {folder}/www; }}
+    }}
+}}
+"""
+
+
+class StartFailure(Exception):
+    """A server did not come up; the text says why."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A server that can be run: `command(python, port, folder)` gives what to execute."""
+
+    name: str
+    title: str
+    command: Callable[[str, int, Path], list[str]]
+    env: dict[str, str] = field(default_factory=dict)
+
+
+def nginx(_python: str, port: int, folder: Path) -> list[str]:
+    """An nginx of its own, all its files in `folder`; 64 KiB come from a file, a configuration can't hold them."""
+    program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+    if program is None:
+        raise StartFailure("nginx is not installed")
+    (folder / "www").mkdir(exist_ok=True)
+    (folder / "www" / "64k").write_bytes(b"k" * 65536)
+    for path in (folder, folder / "www"):
+        path.chmod(0o755)  # as root its worker is another user
+    config = folder / "nginx.conf"
+    config.write_text(NGINX.format(folder=folder, port=port, small="k" * 1024))
+    return [program, "-e", f"{folder}/error.log", "-p", str(folder), "-c", str(config)]
+
+
+def echo(loop: str, kind: str) -> Callable[[str, int, Path], list[str]]:
+    """The asyncio server of apps/echo_app.py on one loop."""
+    return lambda python, port, folder: [python, str(APPS / "echo_app.py"), loop, kind, str(port)]
+
+
+def kore(python: str, port: int, folder: Path) -> list[str]:
+    """The server of this repository."""
+    return [python, "-m", "kore", str(APPS / "kore_app.py"), str(port)]
+
+
+KINDS = {kind.name: kind for kind in (
+    Kind("kore-uring", "kore on io_uring", kore, {"KORE_IO": "uring"}),
+    Kind("kore-epoll", "kore on epoll", kore, {"KORE_IO": "epoll"}),
+    Kind("nginx", "nginx, return 200", nginx),
+    Kind("fastwsgi", "fastwsgi (WSGI)", lambda python, port, folder: [python, str(APPS / "wsgi_app.py"), str(port)]),
+    Kind("socketify", "socketify", lambda python, port, folder: [python, str(APPS / "socketify_app.py"), str(port)]),
+    Kind("granian", "granian (RSGI)", lambda python, port, folder: [
+        python, "-m", "granian", "--interface", "rsgi", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+        "--runtime-threads", "1", "--runtime-mode", "st", "--loop", "uvloop", "--http", "1", "--no-ws",
+        "--backlog", "4096", "--backpressure", "16384", "--log-level", "warning", "rsgi_app:app"]),
+    Kind("uvicorn", "uvicorn (uvloop, httptools)", lambda python, port, folder: [
+        python, "-m", "uvicorn", "--host", "127.0.0.1", "--port", str(port), "--loop", "uvloop", "--http", "httptools",
+        "--ws", "none", "--lifespan", "off", "--no-access-log", "--log-level", "warning", "--backlog", "4096",
+        "--timeout-keep-alive", "600", "asgi_app:app"]),
+    *(Kind(f"{loop}-{kind}" + (f"-{engine}" if engine else ""), f"asyncio {kind} on {loop} {engine}".strip(),
+           echo(loop, kind), {"KORE_IO": engine} if engine else {})
+      for kind in ("protocol", "streams")
+      for loop, engine in (("kore", "uring"), ("kore", "epoll"), ("uvloop", ""), ("selector", ""))),
+)}
+
+
+def free_port() -> int:
+    """A port nobody has now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def pinned(core: int) -> Callable[[], None]:
+    """For the child, before exec: one core, enough files, and an end when the rig itself is killed."""
+    libc = ctypes.CDLL(None)
+
+    def prepare() -> None:
+        os.sched_setaffinity(0, {core})
+        raise_files_limit()
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    return prepare
+
+
+def raise_files_limit() -> int:
+    """Raise RLIMIT_NOFILE as far as needed and allowed; what it is then."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = FILES_MAX if hard == resource.RLIM_INFINITY else min(FILES_MAX, hard)
+    if soft == resource.RLIM_INFINITY or soft >= allowed:
+        return FILES_MAX
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    return allowed
+
+
+def tree(pid: int) -> list[int]:
+    """The process and all that descend from it."""
+    parents: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                stat = Path("/proc", entry, "stat").read_text()
+            except OSError:
+                continue  # ended meanwhile
+            parents.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(entry))
+    found = [pid]
+    for one in found:
+        found += parents.get(one, [])
+    return found
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """CPU time of a server's processes so far, in seconds."""
+
+    user: float
+    system: float
+
+
+class Server:
+    """One server that runs: made by start(), ended by close(), which the rig calls on every way out."""
+
+    def __init__(self, kind: Kind, python: str, core: int) -> None:
+        self.kind = kind
+        self.port = free_port()
+        self.folder = Path(tempfile.mkdtemp(prefix="kore-rig-"))
+        self.output = self.folder / "output"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.start_seconds = 0.0
+        self.engine = ""
+        try:
+            self._start(python, core)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, python: str, core: int) -> None:
+        command = self.kind.command(python, self.port, self.folder)
+        paths = [str(ROOT), str(APPS)]
+        env = {name: value for name, value in os.environ.items() if name not in ("KORE_IO", "PYTHONPATH")}
+        env |= {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", **self.kind.env}
+        began = time.perf_counter()
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                command, cwd=self.folder, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                preexec_fn=pinned(core), start_new_session=True,
+            )
+        while not self.answers("/"):
+            # There is nothing to wait on but the answer itself: a listening socket is not yet a server.
+            if self.process.poll() is not None:
+                raise StartFailure(f"exit status {self.process.returncode}: {self.last_words()}")
+            if time.perf_counter() - began > START_SECONDS_MAX:
+                raise StartFailure(f"no answer within {START_SECONDS_MAX:.0f} s: {self.last_words()}")
+            time.sleep(0.001)
+        self.start_seconds = time.perf_counter() - began
+
+    def last_words(self) -> str:
+        """The last line of output, which usually is the reason."""
+        lines = self.output.read_text(errors="replace").strip().splitlines() if self.output.exists() else []
+        return lines[-1][-200:] if lines else "it said nothing"
+
+    def answers(self, path: str) -> bytes | None:
+        """The body of one GET, None when there is no good answer."""
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=2) as sock:
+                sock.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+                data = b""
+                while b"\r\n\r\n" not in data:
+                    piece = sock.recv(65536)
+                    if not piece:
+                        return None
+                    data += piece
+                head, _, body = data.partition(b"\r\n\r\n")
+                fields = dict(line.lower().split(b":", 1) for line in head.split(b"\r\n")[1:] if b":" in line)
+                length = int(fields.get(b"content-length", b"0"))
+                while len(body) < length:
+                    piece = sock.recv(65536)
+                    if not piece:
+                        return None
+                    body += piece
+                return body if head.startswith(b"HTTP/1.1 200") else None
+        except (OSError, ValueError):
+            return None
+
+    @property
+    def pids(self) -> list[int]:
+        """All processes of the server."""
+        return tree(self.process.pid) if self.process else []
+
+    def cpu(self) -> Cpu:
+        """CPU time of all its processes, those that ended under one of them included."""
+        user = system = 0
+        for pid in self.pids:
+            try:
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            user += int(fields[11]) + int(fields[13])
+            system += int(fields[12]) + int(fields[14])
+        return Cpu(user * TICK, system * TICK)
+
+    def memory(self) -> int:
+        """Bytes of memory that its processes hold: their proportional shares, summed."""
+        total = 0
+        for pid in self.pids:
+            try:
+                text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            except OSError:
+                continue
+            total += sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
+        return total * 1024
+
+    def close(self) -> None:
+        """Stop it: politely, then not; by the pids it has, and wait until they are gone."""
+        process = self.process
+        if process is not None:
+            pids = self.pids
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(STOP_SECONDS_MAX if process.poll() is None else 0)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            for pid in pids[1:]:
+                _kill_left(pid, str(self.folder), process.pid)
+            self.process = None
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _kill_left(pid: int, folder: str, session: int) -> None:
+    """Kill a child that outlived its parent, if the number still is that child: same session, same directory."""
+    try:
+        if os.getsid(pid) == session or os.readlink(f"/proc/{pid}/cwd") == folder:
+            os.kill(pid, signal.SIGKILL)
+    except OSError:
+        pass
+
+
+def versions(python: str) -> dict[str, str]:
+    """The versions of everything that takes part."""
+    code = (
+        "import sys, importlib.metadata as m\n"
+        "print('python', sys.version.split()[0])\n"
+        "for name in 'uvloop httptools uvicorn granian fastwsgi socketify'.split():\n"
+        "    try: print(name, m.version(name))\n"
+        "    except m.PackageNotFoundError: print(name, 'missing')\n"
+    )
+    found = dict(line.split() for line in subprocess.run(
+        [python, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines())
+    program = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if program:
+        found["nginx"] = subprocess.run([program, "-v"], capture_output=True, text=True).stderr.strip().split("/")[-1]
+    else:
+        found["nginx"] = "missing"
+    wrk = shutil.which("wrk")
+    if wrk:
+        found["wrk"] = subprocess.run([wrk, "-v"], capture_output=True, text=True).stdout.split()[1]
+    source = (ROOT / "kore" / "version.py").read_text()
+    found["kore"] = source.split('"')[-2]
+    return found
+
+
+def default_python() -> str:
+    """The interpreter of the rig's own environment, or the one that runs this."""
+    own = ROOT / ".venv" / "rig" / "bin" / "python"
+    return str(own) if own.exists() else sys.executable
