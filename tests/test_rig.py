@@ -20,7 +20,7 @@ def measurement(rate: float, cpu: float, p99: float = 100, **extra: float) -> Me
 
 def sample() -> results.Results:
     found = results.Results(facts={
-        "date": "2025-01-01T00:00:00", "machine": "2 CPUs", "kernel": "Linux", "options": "", "versions": {"nginx": "1"},
+        "date": "2025-01-01T00:00:00", "machine": "2 CPUs", "kernel": "Linux", "options": "", "versions": {},
     })
     # The machine runs at half its speed in the second round: each ratio stays what it is.
     for number, speed in enumerate((1.0, 0.5, 1.0)):
@@ -74,7 +74,8 @@ def test_tables_and_json_take_what_is_there() -> None:
     text = results.target_table(found) + results.facts_text(found)
     text += "".join(results.case_table(found, case) for case in CASES)
     assert "missing: fastwsgi: not installed" in text
-    assert "90,000" in text and "0.90" in text
+    assert "90,000" in text
+    assert "0.90" in text
     data = json.loads(json.dumps(found.as_dict()))
     assert len(data["results"]["plain"]["nginx"]) == 3
     assert data["missing"] == {"fastwsgi": "not installed"}
@@ -87,8 +88,10 @@ def test_readme_is_updated_between_its_marks(tmp_path: Path) -> None:
     for _ in range(2):
         results.update_readme(page, results.readme_table(sample()))
         text = page.read_text()
-        assert text.startswith(f"before\n{results.BEGIN}\n| work |") and text.endswith(f"{results.END}\nafter\n")
-        assert "old" not in text and "| 0.90 | 0.75 |" in text
+        assert text.startswith(f"before\n{results.BEGIN}\n| work |")
+        assert text.endswith(f"{results.END}\nafter\n")
+        assert "old" not in text
+        assert "| 0.90 | 0.75 |" in text
     page.write_text("nothing here")
     with pytest.raises(ValueError, match="no place"):
         results.update_readme(page, "table")

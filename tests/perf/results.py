@@ -161,7 +161,7 @@ def target_table(results: Results) -> str:
             f"{target.name:52}{bound(target, target.least):>10}{bound(target, target.aim):>10}"
             f"{number(throughput, digits):>11}  {verdict(target, throughput):14}{number(cpu):>12}"
             f"  {verdict(target, cpu)}".rstrip())
-    lines.append("ratios: more is better; by CPU time: requests per second of CPU time (user and system), ours by theirs")
+    lines.append("ratios: more is better; by CPU time: requests per second of CPU (user and system), ours by theirs")
     return "\n".join(lines)
 
 
