@@ -1,0 +1,65 @@
+"""Which engine this process runs on: io_uring where the kernel gives a ring, else epoll, or what KORE_IO says.
+
+Whether a ring can be had is found by making one, not by asking for a version: containers forbid the call, old kernels
+lack flags, limits on locked memory refuse the mapping. The trial ring is closed at once, so none exists across a fork.
+"""
+
+from __future__ import annotations
+
+import os
+
+from kore.driver import Driver
+from kore.errors import ConfigurationError, EngineError
+
+ENGINES = ("uring", "epoll")
+
+
+def _wanted(io: str | None) -> str | None:
+    wanted = io or os.environ.get("KORE_IO") or None
+    if wanted is not None and wanted not in ENGINES:
+        raise ConfigurationError(f"KORE_IO={wanted!r}: must be one of {', '.join(ENGINES)}")
+    return wanted
+
+
+def _make(name: str) -> Driver:
+    if name == "uring":
+        # Imported here so that an epoll process never loads liburing.
+        from kore.uring.driver import UringDriver
+
+        uring: Driver = UringDriver()
+        return uring
+    from kore.readiness.epoll import EpollDriver
+
+    epoll: Driver = EpollDriver()
+    return epoll
+
+
+def new_driver(io: str | None = None) -> Driver:
+    """A driver of the engine `io` ("uring" or "epoll"), or of $KORE_IO, or of the best this kernel gives.
+
+    Raises EngineError when a named engine cannot be had, ConfigurationError for an unknown name.
+    """
+    wanted = _wanted(io)
+    if wanted is not None:
+        return _make(wanted)
+    try:
+        return _make("uring")
+    except EngineError:
+        return _make("epoll")
+
+
+def select_engine(io: str | None = None) -> tuple[str, str | None]:
+    """The engine all workers are to use, and why it is not io_uring (one line) when that was tried and refused.
+
+    Tries for real and closes the trial at once: call it in the parent, before the first fork. Raises as `new_driver`.
+    """
+    wanted = _wanted(io)
+    if wanted is not None:
+        _make(wanted).close()
+        return wanted, None
+    try:
+        _make("uring").close()
+    except EngineError as exc:
+        _make("epoll").close()
+        return "epoll", f"io_uring is not available, using epoll: {exc}"
+    return "uring", None

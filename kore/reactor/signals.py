@@ -1,0 +1,106 @@
+"""Signals and the ends of child processes, as callbacks of the loop.
+
+A signal's byte on the driver's wake-up fd ends the wait, whatever call it is in; Python then runs the handler, which
+queues the callback. Children are awaited by pidfd, each on its own: no SIGCHLD, so nobody's status is stolen.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import select
+import signal
+import threading
+from asyncio import events
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from kore.driver import Driver
+from kore.reactor.base import Base
+
+
+class Signals(Base):
+    """The part of `Loop` that knows signals and children."""
+
+    def __init__(self, driver: Driver) -> None:
+        super().__init__(driver)
+        self._signal_handles: dict[int, events.Handle] = {}
+
+    def _close_signals(self) -> None:
+        for number in list(self._signal_handles):
+            self.remove_signal_handler(number)
+
+    def _wake_on_signals(self) -> int | None:
+        """Let signals end the driver's wait; what was set before, None when this is no place for signals."""
+        if threading.current_thread() is not threading.main_thread():
+            return None
+        return signal.set_wakeup_fd(self._driver.wake_fd, warn_on_full_buffer=False)
+
+    def _sleep_on_signals(self, previous: int | None) -> None:
+        if previous is not None:
+            signal.set_wakeup_fd(previous)
+
+    def add_signal_handler(self, sig: int, callback: Callable[..., Any], *args: Any) -> None:  # type: ignore[override]
+        """Call `callback(*args)` in the loop when signal `sig` arrives.
+
+        Raises TypeError or ValueError for what is no signal or a coroutine function, RuntimeError for a signal that
+        cannot be caught or outside of the main thread.
+        """
+        if inspect.iscoroutinefunction(callback):
+            raise TypeError("coroutines cannot be used with add_signal_handler()")
+        self._check_signal(sig)
+        self._check_closed()
+        handle = events.Handle(callback, args, self)
+        try:
+            signal.signal(sig, self._on_signal)
+            signal.siginterrupt(sig, False)
+        except (ValueError, OSError) as exc:
+            raise RuntimeError(f"signal {sig} cannot be caught: {exc}") from exc
+        self._signal_handles[sig] = handle
+
+    def remove_signal_handler(self, sig: int) -> bool:
+        """Undo add_signal_handler; whether there was one. The default action, or Ctrl-C's, is back afterwards."""
+        self._check_signal(sig)
+        if self._signal_handles.pop(sig, None) is None:
+            return False
+        signal.signal(sig, signal.default_int_handler if sig == signal.SIGINT else signal.SIG_DFL)
+        return True
+
+    def _on_signal(self, sig: int, _frame: FrameType | None) -> None:
+        # Runs between two byte codes of the main thread; appending to a deque is one.
+        handle = self._signal_handles.get(sig)
+        if handle is not None:
+            self._ready.append(handle)
+            self._driver.wake()
+
+    @staticmethod
+    def _check_signal(sig: int) -> None:
+        if not isinstance(sig, int):
+            raise TypeError(f"sig must be an int, not {sig!r}")
+        if sig not in signal.valid_signals():
+            raise ValueError(f"invalid signal number {sig}")
+
+    def watch_child(self, pid: int, callback: Callable[[int, int], object]) -> None:
+        """Call `callback(pid, status)` once child `pid` has ended and was reaped; `status` is that of waitpid(2).
+
+        The status is -1 when somebody else reaped it. Raises OSError as pidfd_open(2) does.
+        """
+        pidfd = os.pidfd_open(pid)
+
+        def ended(result: int) -> None:
+            if result < 0:
+                os.close(pidfd)
+                self.call_soon(callback, pid, -1)
+                return
+            try:
+                reaped, status = os.waitpid(pid, os.WNOHANG)
+            except ChildProcessError:
+                reaped, status = pid, -1
+            if reaped == 0:
+                self._driver.poll(pidfd, select.POLLIN, ended)
+                return
+            os.close(pidfd)
+            self.call_soon(callback, pid, status)
+
+        self._driver.poll(pidfd, select.POLLIN, ended)

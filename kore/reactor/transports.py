@@ -1,0 +1,296 @@
+"""An asyncio transport over a stream of the driver: bytes in are pushed to the protocol, bytes out leave once a turn.
+
+Flow control is counted at the stream. A driver sends at the end of the turn and speaks up only when the kernel did not
+take all at once, so a transport that has asked its protocol to pause looks again in the next turn by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from asyncio import constants, trsock
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from kore.reactor.loop import Loop
+
+# Bytes not yet taken by the kernel above which the protocol is asked to pause: asyncio's figure.
+_HIGH_WATER = 64 * 1024
+
+# asyncio.Server counts its connections; from 3.13 on it wants to know which (bpo/gh-113538).
+_SERVER_KNOWS_CLIENTS = sys.version_info >= (3, 13)
+
+
+class StreamTransport(asyncio.Transport):
+    """A connected socket as asyncio sees it. Owns `sock`; the driver owns its fd."""
+
+    _sendfile_compatible = constants._SendfileMode.FALLBACK
+    _start_tls_compatible = True
+
+    def __init__(
+        self, loop: Loop, sock: socket.socket, protocol: asyncio.BaseProtocol, *, server: Any = None
+    ) -> None:
+        super().__init__()
+        self._loop = loop
+        self._sock = sock
+        self._server = server
+        self._extra = {"socket": trsock.TransportSocket(sock)}
+        for name, ask in (("sockname", sock.getsockname), ("peername", sock.getpeername)):
+            try:
+                self._extra[name] = ask()
+            except OSError:  # the peer may be gone already
+                self._extra[name] = None  # type: ignore[assignment]
+        self._protocol: Any = protocol
+        self._high = _HIGH_WATER
+        self._low = _HIGH_WATER // 4
+        self._paused = False  # reading, by the protocol
+        self._eof_sent = False
+        self._closing = False
+        self._writing_paused = False
+        self._error: BaseException | None = None
+        self._data_received: Callable[[bytes], object] = _nobody
+        if server is not None:
+            server._attach(*((self,) if _SERVER_KNOWS_CLIENTS else ()))
+        self._stream = loop._driver.stream(sock.fileno(), self)
+        # Nothing is to arrive before connection_made has been called.
+        self._stream.pause()
+        loop._transports.add(self)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._stream.gone else "closing" if self._closing else "open"
+        return f"<kore StreamTransport fd={self._stream.fd} {state}>"
+
+    def start(self, waiter: asyncio.Future[Any] | None = None) -> None:
+        """Tell the protocol of its connection and begin to read; then wake `waiter`."""
+        try:
+            self._protocol.connection_made(self)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:  # noqa: BLE001 - a broken protocol ends its connection, not the loop
+            self._fatal_error(exc, "Fatal error: protocol.connection_made() call failed.")
+        else:
+            self._choose_receiver()
+            if not self._paused and not self._closing:
+                self._stream.resume()
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    # The driver's side.
+
+    def received(self, data: bytes) -> None:
+        """Bytes for the protocol, or its end of input."""
+        try:
+            if data:
+                self._data_received(data)
+            elif not self._protocol.eof_received():
+                self.close()
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:  # noqa: BLE001 - a broken protocol ends its connection, not the loop
+            self._fatal_error(exc, "Fatal error: protocol.data_received() call failed.")
+
+    def drained(self) -> None:
+        """The kernel took what it would not take at once."""
+        if self._writing_paused:
+            self._look_again()
+
+    def lost(self, error: int) -> None:
+        """The stream is over; its fd is closed."""
+        loop = self._loop
+        loop._transports.discard(self)
+        self._closing = True
+        self._sock.detach()  # the driver closed the fd, and its number may be another's by now
+        exc = self._error
+        if exc is None and error:
+            exc = OSError(error, os.strerror(error))
+        protocol = self._protocol
+        server = self._server
+        self._server = None
+        self._data_received = _nobody
+        try:
+            protocol.connection_lost(exc)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as broken:  # noqa: BLE001 - as above
+            loop.call_exception_handler(
+                {
+                    "message": "Fatal error: protocol.connection_lost() call failed.",
+                    "exception": broken,
+                    "transport": self,
+                    "protocol": protocol,
+                }
+            )
+        if server is not None:
+            server._detach(*((self,) if _SERVER_KNOWS_CLIENTS else ()))
+
+    # The protocol's side.
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        """The protocol in charge."""
+        return cast("asyncio.BaseProtocol", self._protocol)
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """Give the connection to another protocol."""
+        self._protocol = protocol
+        self._choose_receiver()
+
+    def _choose_receiver(self) -> None:
+        # The method is looked up once for a protocol, not for every piece of data.
+        protocol = self._protocol
+        self._data_received = (
+            self._into_buffer if isinstance(protocol, asyncio.BufferedProtocol) else protocol.data_received
+        )
+
+    def _into_buffer(self, data: bytes) -> None:
+        """Copy `data` into the buffers a BufferedProtocol gives, in as many pieces as that takes."""
+        view = memoryview(data)
+        while view and not self._closing:
+            protocol = self._protocol
+            if not isinstance(protocol, asyncio.BufferedProtocol):  # it handed over to a plain one in between
+                protocol.data_received(bytes(view))
+                return
+            buffer = cast("Any", protocol.get_buffer(len(view)))
+            size = min(len(buffer), len(view))
+            if not size:
+                raise RuntimeError("get_buffer() returned an empty buffer")
+            buffer[:size] = view[:size]
+            view = view[size:]
+            protocol.buffer_updated(size)
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """``socket``, ``sockname``, ``peername``, as asyncio documents them."""
+        return self._extra.get(name, default)
+
+    def is_closing(self) -> bool:
+        """Whether the transport is closed or about to be."""
+        return self._closing
+
+    def close(self) -> None:
+        """Close once what was written has left; connection_lost(None) follows."""
+        if not self._closing:
+            self._closing = True
+            self._stream.close()
+
+    def abort(self) -> None:
+        """Close now; what was not sent is dropped."""
+        self._force_close(None)
+
+    def _force_close(self, exc: BaseException | None) -> None:
+        # The name that asyncio.sslproto calls.
+        self._closing = True
+        if not self._stream.gone:
+            self._error = exc
+            self._stream.abort()
+
+    def _fatal_error(self, exc: BaseException, message: str = "Fatal error on transport") -> None:
+        if not isinstance(exc, OSError):
+            context = {"message": message, "exception": exc, "transport": self, "protocol": self._protocol}
+            self._loop.call_exception_handler(context)
+        self._force_close(exc)
+
+    def is_reading(self) -> bool:
+        """Whether the protocol gets data."""
+        return not self._paused and not self._closing
+
+    def pause_reading(self) -> None:
+        """No more data for the protocol until resume_reading()."""
+        if not self._paused and not self._closing:
+            self._paused = True
+            self._stream.pause()
+
+    def resume_reading(self) -> None:
+        """Go on after pause_reading()."""
+        if self._paused and not self._closing:
+            self._paused = False
+            self._stream.resume()
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send `data` with what else this turn writes. Raises TypeError, RuntimeError after write_eof()."""
+        if type(data) is not bytes:
+            if not isinstance(data, bytes | bytearray | memoryview):
+                raise TypeError(f"data argument must be a bytes-like object, not {type(data).__name__!r}")
+            data = bytes(data)  # the caller may change it before the turn ends
+        if self._eof_sent:
+            raise RuntimeError("Cannot call write() after write_eof()")
+        if not data or self._closing:
+            return
+        stream = self._stream
+        # One small piece with nothing before it is what most writes are: it cannot reach the high-water mark.
+        alone = stream.out is None and not stream.stuck and len(data) <= self._high
+        stream.write(data)
+        if not alone and not self._writing_paused and stream.pending > self._high:
+            self._pause_writing()
+
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
+        """Send several pieces, in order."""
+        self.write(b"".join(list_of_data))
+
+    def can_write_eof(self) -> bool:
+        """True: a stream socket can be closed one way."""
+        return True
+
+    def write_eof(self) -> None:
+        """Send a FIN after what was written; reading goes on."""
+        if not self._eof_sent and not self._closing:
+            self._eof_sent = True
+            self._stream.finish()
+
+    # Flow control.
+
+    def get_write_buffer_size(self) -> int:
+        """Bytes the kernel has not taken yet."""
+        return self._stream.pending
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        """The low and the high mark, in bytes."""
+        return self._low, self._high
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Ask the protocol to pause above `high` bytes and to resume below `low`. Raises ValueError."""
+        if high is None:
+            high = _HIGH_WATER if low is None else 4 * low
+        if low is None:
+            low = high // 4
+        if not high >= low >= 0:
+            raise ValueError(f"high ({high!r}) must be >= low ({low!r}) must be >= 0")
+        self._high = high
+        self._low = low
+        if not self._writing_paused and self._stream.pending > high:
+            self._pause_writing()
+
+    def _pause_writing(self) -> None:
+        self._writing_paused = True
+        self._tell("pause_writing")
+        self._loop.call_soon(self._look_again)
+
+    def _look_again(self) -> None:
+        """Resume the protocol when enough has left; the driver tells when it was stuck, otherwise ask each turn."""
+        if not self._writing_paused or self._stream.gone:
+            return
+        if self._stream.pending <= self._low:
+            self._writing_paused = False
+            self._tell("resume_writing")
+        elif not self._stream.stuck:
+            self._loop.call_soon(self._look_again)
+
+    def _tell(self, name: str) -> None:
+        try:
+            getattr(self._protocol, name)()
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:  # noqa: BLE001 - flow control goes on without it
+            self._loop.call_exception_handler(
+                {
+                    "message": f"protocol.{name}() failed",
+                    "exception": exc,
+                    "transport": self,
+                    "protocol": self._protocol,
+                }
+            )
+
+
+def _nobody(_data: bytes) -> None:
+    """Takes data that arrives before the protocol is there or after it has gone: none does."""
