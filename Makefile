@@ -27,6 +27,7 @@ help:
 	@echo "make clean   remove $(VENV) and the caches"
 
 setup: $(SETUP)
+	@echo "setup: ready"
 
 $(SETUP): pyproject.toml scripts/setup.sh
 	@sh scripts/setup.sh project
