@@ -207,6 +207,7 @@ def facts(options: argparse.Namespace) -> dict[str, object]:
         "machine": f"{len(os.sched_getaffinity(0))} CPUs of {model}",
         "kernel": f"Linux {platform.release()}",
         "options": f"{options.rounds} rounds of {options.seconds} s" + (", short" if options.short else ""),
+        "cases": options.cases,
         "versions": versions(options.python),
     }
 
