@@ -41,8 +41,11 @@ class StreamOwner(Protocol):
     def received(self, data: bytes) -> None:
         """Bytes arrived; ``b""`` once, at the end of input. The stream can still be written to then."""
 
+    def stalled(self) -> None:
+        """The kernel does not take all of the output: the peer is slow to read. drained() follows, or lost()."""
+
     def drained(self) -> None:
-        """Output that the kernel would not take at once has all been taken now."""
+        """All output that the kernel would not take at once has been taken now."""
 
     def lost(self, error: int) -> None:
         """The stream is over and its fd closed: 0 after close() or abort(), else an errno. Called once, last."""
@@ -55,7 +58,9 @@ class Stream:
     ``out`` until the driver flushes it at the end of the turn: nothing, one piece, or a list of pieces.
     """
 
-    __slots__ = ("fd", "driver", "owner", "received", "out", "stuck", "reading", "ended", "finishing", "closing", "gone")
+    __slots__ = (
+        "closing", "driver", "ended", "fd", "finishing", "gone", "out", "owner", "reading", "received", "shut", "stuck",
+    )
 
     def __init__(self, driver: Any, fd: int, owner: StreamOwner) -> None:
         self.fd = fd
@@ -66,16 +71,17 @@ class Stream:
         self.stuck = 0  # bytes handed to a send that has not completed: the kernel's buffer was full
         self.reading = True
         self.ended = False  # the peer sent its FIN
+        self.shut = False  # nothing more may be written: after finish(), close() and abort()
         self.finishing = False  # a FIN of ours follows the last byte of output
         self.closing = False
         self.gone = False
 
     def write(self, data: bytes) -> None:
-        """Queue `data`; it leaves at the end of this turn. After close() or a loss it is dropped."""
+        """Queue `data`; it leaves at the end of this turn. After finish(), close() or a loss it is dropped."""
+        if self.shut:
+            return
         out = self.out
         if out is None:
-            if self.closing or self.finishing:
-                return
             self.out = data
             if not self.stuck:
                 self.driver.dirty.append(self)
@@ -95,13 +101,13 @@ class Stream:
     def finish(self) -> None:
         """Send a FIN after what was written; reading goes on."""
         if not (self.finishing or self.closing):
-            self.finishing = True
+            self.finishing = self.shut = True
             self.driver.ending.append(self)
 
     def close(self) -> None:
         """Close after what was written has left. No more `received`; `lost(0)` follows."""
         if not self.closing:
-            self.closing = True
+            self.closing = self.shut = True
             self.received = None
             self.driver.ending.append(self)
 
@@ -109,7 +115,7 @@ class Stream:
         """Close now and drop what was not sent. No more `received`; `lost(0)` follows."""
         if not self.gone:
             self.out = None
-            self.closing = True
+            self.closing = self.shut = True
             self.received = None
             self.gone = True
             self.driver.ending.append(self)

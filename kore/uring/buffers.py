@@ -14,8 +14,8 @@ from __future__ import annotations
 import ctypes
 import mmap
 
-from .ring import Ring, view
-from .structures import BUF, BUF_REG
+from kore.uring.ring import Ring, view
+from kore.uring.structures import BUF, BUF_REG
 
 GROUP = 0
 """The buffer group id that receiving entries name."""

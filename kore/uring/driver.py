@@ -14,10 +14,10 @@ import socket
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..driver import DataResult, Result, StreamOwner
-from ..errors import EngineError
-from .buffers import GROUP, Buffers
-from .operations import (
+from kore.driver import DataResult, Result, StreamOwner
+from kore.errors import EngineError
+from kore.uring.buffers import GROUP, Buffers
+from kore.uring.operations import (
     BYTES_OFFSET,
     AcceptOperation,
     ReadOperation,
@@ -27,10 +27,10 @@ from .operations import (
     UringOperation,
     sockaddr,
 )
-from .probe import require_operations
-from .ring import HINTS, Ring
-from .stream import HANGUP, KEY_MASK, REST, SEND, SEND_NOW, UringStream
-from .structures import (
+from kore.uring.probe import require_operations
+from kore.uring.ring import HINTS, Ring
+from kore.uring.stream import HANGUP, KEY_MASK, REST, SEND, SEND_NOW, UringStream
+from kore.uring.structures import (
     IORING_OP_CLOSE,
     IORING_OP_CONNECT,
     IORING_OP_POLL_ADD,
@@ -72,6 +72,9 @@ class _Waker:
     """Owner of the stream that ends a wait: what arrives on it has done its work by arriving."""
 
     def received(self, data: bytes) -> None:
+        pass
+
+    def stalled(self) -> None:
         pass
 
     def drained(self) -> None:
@@ -215,7 +218,7 @@ class UringDriver:
         if kind == SEND:
             data = next((data for sender, data, _ in self.flown if sender == stream.key), None)
             if data is not None:
-                stream.not_sent(res, data)
+                stream.not_sent(res, data if type(data) is bytes else b"".join(data))
         elif kind == REST:
             stream.rest_sent(res)
         elif kind == HANGUP:
@@ -303,7 +306,7 @@ class UringDriver:
         self.live.pop(stream.key, None)
         stream.release()
         owner = stream.owner
-        stream.gone = stream.closing = True
+        stream.gone = stream.closing = stream.shut = True
         stream.fd = -1
         stream.out = stream.received = stream.receiver = stream.owner = None
         stream.stuck = 0
@@ -325,7 +328,7 @@ class UringDriver:
         for stream in streams:
             os.close(stream.fd)
             stream.fd = -1
-            stream.gone = stream.closing = True
+            stream.gone = stream.closing = stream.shut = True
             stream.out = stream.received = stream.receiver = stream.owner = None
         self._wake_sender.close()
         self.kept.clear()

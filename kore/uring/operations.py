@@ -13,8 +13,8 @@ import struct
 from socket import AF_INET, AF_INET6, AF_UNIX, inet_pton
 from typing import TYPE_CHECKING, Any
 
-from ..driver import DataResult, Result
-from .structures import (
+from kore.driver import DataResult, Result
+from kore.uring.structures import (
     IORING_ASYNC_CANCEL_ALL,
     IORING_CQE_F_MORE,
     IORING_OP_ACCEPT,
@@ -24,7 +24,7 @@ from .structures import (
 )
 
 if TYPE_CHECKING:
-    from .driver import UringDriver
+    from kore.uring.driver import UringDriver
 
 NOBODY = 0
 """user_data of entries whose completion nobody waits for; no operation has this key."""

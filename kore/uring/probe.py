@@ -5,9 +5,9 @@ from __future__ import annotations
 import ctypes
 import errno
 
-from ..errors import EngineError
-from .ring import HINTS, Ring
-from .structures import IO_URING_OP_SUPPORTED, IORING_REGISTER_PROBE, OPERATIONS
+from kore.errors import EngineError
+from kore.uring.ring import HINTS, Ring
+from kore.uring.structures import IO_URING_OP_SUPPORTED, IORING_REGISTER_PROBE, OPERATIONS
 
 _ENTRIES = 256  # the opcode is one byte
 

@@ -18,8 +18,8 @@ import weakref
 from collections import deque
 from collections.abc import Iterator
 
-from ..errors import EngineError
-from .structures import (
+from kore.errors import EngineError
+from kore.uring.structures import (
     CQE,
     GETEVENTS_ARG,
     IORING_ENTER_EXT_ARG,

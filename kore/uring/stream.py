@@ -12,9 +12,9 @@ import errno
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..driver import Stream, StreamOwner
-from .operations import BYTES_OFFSET, NOBODY
-from .structures import (
+from kore.driver import Stream, StreamOwner
+from kore.uring.operations import BYTES_OFFSET, NOBODY
+from kore.uring.structures import (
     IORING_ASYNC_CANCEL_ALL,
     IORING_CQE_F_MORE,
     IORING_OP_ASYNC_CANCEL,
@@ -30,7 +30,7 @@ from .structures import (
 )
 
 if TYPE_CHECKING:
-    from .driver import UringDriver
+    from kore.uring.driver import UringDriver
 
 # What a completion of a stream is about, in the top bits of its user_data; the rest is the stream's key.
 RECEIVE = 0
@@ -155,7 +155,7 @@ class UringStream(Stream):
     # --- output --------------------------------------------------------------------------------------------
 
     def not_sent(self, res: int, data: bytes) -> None:
-        """The send that may not wait was short (`res` bytes were taken) or failed."""
+        """The send of `data` that may not wait was short (`res` bytes were taken) or failed."""
         if self.gone:
             return
         if res < 0 and res != -errno.EAGAIN:
@@ -165,6 +165,8 @@ class UringStream(Stream):
         self.rest_offset = max(res, 0)
         self.stuck = len(data) - self.rest_offset
         self.send_rest()
+        if self.owner is not None and not self.closing:
+            self.owner.stalled()
 
     def send_rest(self) -> None:
         """Submit the waiting send of what is left."""

@@ -1,0 +1,125 @@
+"""Responses as bytes: the head in its fixed order of fields, and the framing that HTTP asks for.
+
+Nearly every response of an application has the same head but for its length, and the date changes once a second. So
+heads are made once for each status and length and kept until the second is over; a response is then one look-up and one
+concatenation.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable
+from email.utils import formatdate
+
+from kore.http.settings import HttpSettings
+from kore.http.status import reason
+
+HEADS_MAX = 4096
+"""Heads kept within a second: more lengths than that in a second gain nothing from being kept."""
+
+JOIN_BYTES_MAX = 16384
+"""Bodies up to this size are joined to their head; larger ones are sent from where they lie."""
+
+STATUS_SHIFT = 10
+"""The key of a kept head is ``length << STATUS_SHIFT | status``; no status has more than ten bits."""
+
+CHUNKED = "chunked"
+"""The length of a body whose end shows only when it comes."""
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+LAST_CHUNK = b"0\r\n\r\n"
+
+_name = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
+_value = re.compile(r"[\t\x20-\x7e\x80-\U0010ffff]*").fullmatch
+
+COMPUTED = frozenset({"content-length", "transfer-encoding", "keep-alive", "connection"})
+"""Fields that follow from the framing; an application's own are left out, except that ``connection: close`` closes."""
+
+
+def check_header(name: str, value: str) -> None:
+    """Raise ValueError for what would break the head apart (RFC 9110 5.1, 5.5)."""
+    if _name(name) is None:
+        raise ValueError(f"response header name {name!r}: it must be a token (RFC 9110 5.1)")
+    if _value(value) is None:
+        raise ValueError(f"response header {name}: control characters are not allowed in {value!r} (RFC 9110 5.5)")
+
+
+def has_no_body(status: int) -> bool:
+    """Whether a response of this status never has a body (RFC 9110 6.4.1)."""
+    return status < 200 or status in (204, 304)
+
+
+def pretty_page(status: int) -> bytes:
+    """The small HTML page of ``http_pretty_error``."""
+    text = f"{status} {reason(status)}".strip()
+    return (
+        f"<!DOCTYPE html><html><head><title>{text}</title></head><body><h1>{text}</h1></body></html>"
+    ).encode()
+
+
+def chunk(data: bytes) -> bytes:
+    """`data`, not empty, as one chunk (RFC 9112 7.1)."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+class Heads:
+    """Makes response heads for one server's settings."""
+
+    def __init__(self, settings: HttpSettings) -> None:
+        self.server = settings.http_server_version
+        self.keepalive_time = settings.http_keepalive_time
+        self.plain: dict[int, bytes] = {}  # the common ones: HTTP/1.1, kept alive, no fields of the application
+        self.keeping = True
+        self.date = ""
+        self._second = -1
+        self.tick()
+
+    def tick(self) -> None:
+        """Called at least every half second: the date may have changed, and with it every head."""
+        second = int(time.time())
+        if second != self._second:
+            self._second = second
+            self.date = formatdate(second, usegmt=True)
+            self.plain.clear()
+
+    def stop_keeping(self) -> None:
+        """From now on every head is made anew: connections are being closed, which none of the kept ones says."""
+        self.keeping = False
+        self.plain.clear()
+
+    def build(
+        self, status: int, minor: int, keep_alive: bool, fields: Iterable[tuple[str, str]], length: int | str | None
+    ) -> bytes:
+        """A head with its empty line. `length` is that of the body, `CHUNKED`, or None for neither field."""
+        lines = [f"HTTP/1.{minor} {status} {reason(status)}", f"server: {self.server}", f"date: {self.date}"]
+        if status == 101:
+            pass  # the handshake's own connection field is among `fields`
+        elif keep_alive:
+            lines.append(f"connection: keep-alive\r\nkeep-alive: timeout={self.keepalive_time}")
+        else:
+            lines.append("connection: close")
+        for name, value in fields:
+            lower = name.lower()
+            if lower in ("server", "date"):
+                lines[1 if lower == "server" else 2] = f"{name}: {value}"
+            elif lower not in COMPUTED or status == 101:
+                lines.append(f"{name}: {value}")
+        if length is CHUNKED:
+            lines.append("transfer-encoding: chunked")
+        elif length is not None:
+            lines.append(f"content-length: {length}")
+        return ("\r\n".join(lines) + "\r\n\r\n").encode("utf-8", "surrogateescape")
+
+    def plain_head(self, status: int, length: int) -> bytes:
+        """The common head for this status and length, kept for the rest of the second."""
+        head = self.build(status, 1, True, (), length)
+        # A large body is not to be joined to its head, so its head is not kept where that is done.
+        if self.keeping and length <= JOIN_BYTES_MAX and len(self.plain) < HEADS_MAX:
+            self.plain[length << STATUS_SHIFT | status] = head
+        return head
+
+    def interim(self, status: int, fields: Iterable[tuple[str, str]]) -> bytes:
+        """An interim response (RFC 9110 15.2): the status and the application's fields, no others."""
+        lines = [f"HTTP/1.1 {status} {reason(status)}", *(f"{name}: {value}" for name, value in fields)]
+        return ("\r\n".join(lines) + "\r\n\r\n").encode("utf-8", "surrogateescape")

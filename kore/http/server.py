@@ -1,0 +1,262 @@
+"""A worker's HTTP server: its listeners, its connections, and the clock their deadlines are read from.
+
+Deadlines are kept in ticks of half a second. A connection stands in one bucket of the wheel; when that comes up, the
+connection's own `expires` says whether it is due or where it goes next. So a busy connection costs the clock
+one look in a keep-alive time, an idle one the same, and a request costs it nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from kore.http.connection import LINGER_S, HttpConnection
+from kore.http.head import Head, HeadParser
+from kore.http.request import Request
+from kore.http.response import Heads
+from kore.http.routes import Route, Router
+from kore.http.settings import HttpSettings
+
+TICK_S = 0.5
+"""The resolution of deadlines."""
+
+WRITE_TIMEOUT_S = 60
+"""A client that takes nothing of its response for so long is dropped; as long as a body may take to come."""
+
+ACCEPT_RETRY_S = 0.1
+"""The pause after accept() failed for want of fds or memory: trying at once again would only burn the processor."""
+
+LOG_ERR = 3
+LOG_NOTICE = 5
+
+
+class Prepared:
+    """What a head leads to: made once for all requests that share the head."""
+
+    __slots__ = ("captures", "handler", "head", "heads", "is_head", "keep_alive", "route")
+
+    def __init__(self, head: Head, route: Route | None, handler: Callable[..., Any], captures: tuple[str, ...]) -> None:
+        self.head = head
+        self.route = route
+        self.handler = handler
+        self.captures = captures
+        self.keep_alive = head.keep_alive
+        self.is_head = head.method_name == "HEAD"
+        self.heads: dict[int, bytes] = {}  # response heads that may be used as they are
+
+
+class Service:
+    """One listening socket: which domains it serves, and under which protocol."""
+
+    def __init__(self, server: HttpServer, sock: socket.socket, router: Router, name: str) -> None:
+        self.server = server
+        self.sock = sock
+        self.router = router
+        self.name = name
+        self.protocol = "http"
+        self.heads = HeadParser(server.settings.http_header_max)
+        self.operation: Any = None
+
+    def prepare(self, head: Head) -> Prepared:
+        """Find the route for `head` and keep it there."""
+        server = self.server
+        if head.path == "*":
+            prepared = Prepared(head, None, _asterisk, ())
+        else:
+            found = self.router.resolve(head)
+            if found.status == 405:
+                allow = found.allow
+                prepared = Prepared(head, None, lambda request: _not_allowed(request, allow), ())
+            elif found.route is None:
+                prepared = Prepared(head, None, _not_found, ())
+            else:
+                prepared = Prepared(head, found.route, found.route.handler, found.captures)
+        if prepared.keep_alive and server.settings.http_keepalive_time == 0:
+            prepared.keep_alive = False
+        if prepared.keep_alive and head.minor and not prepared.is_head:
+            prepared.heads = server.heads.plain
+        head.resolution = prepared
+        return prepared
+
+    def start(self) -> None:
+        """Accept, if not already accepting."""
+        if self.operation is None:
+            self.operation = self.server.driver.accept(self.sock.fileno(), self.accepted)
+
+    def stop(self) -> None:
+        """Accept no more. A connection the kernel hands over all the same is still served."""
+        operation, self.operation = self.operation, None
+        if operation is not None:
+            operation.cancel()
+
+    def accepted(self, result: int) -> None:
+        """A connection, or why there is none."""
+        server = self.server
+        if result >= 0:
+            connection = HttpConnection(self, result)
+            server.connections.add(connection)
+            if server.draining:
+                connection.drain()
+            elif len(server.connections) >= server.settings.worker_max_connections:
+                server.pause()
+        elif self.operation is not None:
+            self.operation = None
+            if not server.draining:
+                server.accept_failed(self, -result)
+
+
+def _not_found(request: Request) -> None:
+    request.response(404, None)
+
+
+def _not_allowed(request: Request, allow: str) -> None:
+    request.response_header("allow", allow)
+    request.response(405, None)
+
+
+def _asterisk(request: Request) -> None:
+    request.response_header("allow", "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT")
+    request.response(204, None)
+
+
+class HttpServer:
+    """The HTTP side of one worker, on the worker's loop.
+
+    `log(priority, text)` takes log lines. `board`, if given, is memory shared with the parent: its first word shows
+    which route is served, as its index + 1, so that the parent can name it when this process dies.
+    """
+
+    def __init__(
+        self, loop: Any, settings: HttpSettings, *, log: Callable[[int, str], object], board: memoryview | None = None
+    ) -> None:
+        self.loop = loop
+        self.driver = loop.driver
+        self.begin = loop.begin
+        self.settings = settings
+        self.log = log
+        self.board = board
+        self.serving: Route | None = None
+        self.heads = Heads(settings)
+        self.services: list[Service] = []
+        self.connections: set[HttpConnection] = set()
+        self.active = 0  # suspended handlers
+        self.request_limit = settings.http_request_limit
+        self.draining = False
+        self.paused = False
+        self.stopped = False
+        self._drained: Callable[[], object] | None = None
+        self.wheel: dict[int, list[HttpConnection]] = {}
+        self.now = int(loop.time() / TICK_S)
+        self.header_ticks = _ticks(settings.http_header_timeout)
+        self.body_ticks = _ticks(settings.http_body_timeout)
+        self.keepalive_ticks = _ticks(settings.http_keepalive_time)
+        self.write_ticks = _ticks(WRITE_TIMEOUT_S)
+        self.linger_ticks = _ticks(LINGER_S)
+        self.check_ticks = max(self.keepalive_ticks, self.header_ticks)
+        self.keepalive_expires = self.now + self.keepalive_ticks
+        # The engine's own number of accepts at a time is made for sharing; the option only lowers it.
+        self.driver.accept_batch = min(self.driver.accept_batch, settings.worker_accept_threshold)
+        self._timer = loop.call_later(TICK_S, self._tick)
+
+    def listen(self, sock: socket.socket, router: Router, name: str = "default") -> None:
+        """Serve `router`'s domains on a listening socket; its owner closes it."""
+        service = Service(self, sock, router, name)
+        self.services.append(service)
+        service.start()
+
+    # --- accepting -----------------------------------------------------------------------------------------
+
+    def pause(self) -> None:
+        """As many connections as allowed: clients wait in the listen queue, or go to another worker."""
+        self.paused = True
+        for service in self.services:
+            service.stop()
+
+    def accept_failed(self, service: Service, error: int) -> None:
+        """No fd or memory for another connection: wait a moment."""
+        self.log(LOG_ERR, f"server {service.name}: accept: {_error_text(error)}; trying again in {ACCEPT_RETRY_S} s")
+        self.loop.call_later(ACCEPT_RETRY_S, self._retry, service)
+
+    def _retry(self, service: Service) -> None:
+        if not (self.draining or self.paused or self.stopped):
+            service.start()
+
+    def closed(self, connection: HttpConnection) -> None:
+        """A connection is over."""
+        self.connections.discard(connection)
+        if self.paused and not self.stopped and len(self.connections) < self.settings.worker_max_connections:
+            self.paused = False
+            for service in self.services:
+                service.start()
+        if self._drained is not None and not self.connections:
+            drained, self._drained = self._drained, None
+            drained()
+
+    # --- the clock -----------------------------------------------------------------------------------------
+
+    def schedule(self, connection: HttpConnection, tick: int) -> None:
+        """Look at `connection` when the clock comes to `tick`."""
+        tick = max(tick, self.now + 1)
+        connection.bucket = tick
+        bucket = self.wheel.get(tick)
+        if bucket is None:
+            self.wheel[tick] = [connection]
+        else:
+            bucket.append(connection)
+
+    def _tick(self) -> None:
+        before, self.now = self.now, int(self.loop.time() / TICK_S)
+        self.keepalive_expires = self.now + self.keepalive_ticks
+        self.heads.tick()
+        for tick in range(before + 1, self.now + 1):
+            for connection in self.wheel.pop(tick, ()):
+                if connection.bucket == tick:
+                    connection.check(self.now)
+        self._timer = self.loop.call_later(TICK_S, self._tick)
+
+    def show(self, route: Route | None) -> None:
+        """Put the route on the board for the parent."""
+        self.serving = route
+        if self.board is not None:
+            self.board[0] = 0 if route is None else route.index + 1
+
+    def log_error(self, text: str) -> None:
+        """Log what went wrong with a request."""
+        self.log(LOG_ERR, text)
+
+    # --- the end -------------------------------------------------------------------------------------------
+
+    def stop_accepting(self) -> None:
+        """Accept no more connections."""
+        self.stopped = True
+        for service in self.services:
+            service.stop()
+
+    def drain(self, done: Callable[[], object]) -> None:
+        """Stop accepting, close idle connections, let requests be answered; `done()` after the last one."""
+        self.stop_accepting()
+        self.draining = True
+        self.heads.stop_keeping()
+        self._drained = done
+        for connection in list(self.connections):
+            connection.drain()
+        if self._drained is not None and not self.connections:
+            self._drained = None
+            self.loop.call_soon(done)
+
+    def abort(self) -> None:
+        """Close everything now; suspended handlers are closed."""
+        self.stop_accepting()
+        self._timer.cancel()
+        for connection in list(self.connections):
+            connection.stream.abort()
+
+
+def _ticks(seconds: float) -> int:
+    return int(seconds / TICK_S) + 1
+
+
+def _error_text(error: int) -> str:
+    return f"{os.strerror(error)} (errno {error})"

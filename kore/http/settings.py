@@ -1,0 +1,21 @@
+"""The options that serving HTTP needs, under the names applications give them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class HttpSettings:
+    """A snapshot of the options of the same names (docs/options.md): seconds, bytes and counts."""
+
+    http_header_max: int = 4096
+    http_header_timeout: int = 10
+    http_body_max: int = 1024000
+    http_body_timeout: int = 60
+    http_keepalive_time: int = 20
+    http_request_limit: int = 1000
+    http_server_version: str = "kore"
+    http_pretty_error: bool = False
+    worker_max_connections: int = 512
+    worker_accept_threshold: int = 16
