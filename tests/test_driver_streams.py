@@ -1,0 +1,704 @@
+"""The streams of the driver contract, on real sockets and on every engine."""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+import threading
+import weakref
+
+import pytest
+from driver_harness import (
+    ENGINES,
+    NOT_THERE,
+    SECONDS_MAX,
+    Owner,
+    echo,
+    fds,
+    open_driver,
+    own,
+    read_all,
+    reset,
+    run,
+    same,
+    tcp_listener,
+    tcp_pair,
+    turns,
+    unix_pair,
+    wait_readable,
+)
+
+PAIRS = [pytest.param(tcp_pair, id="tcp"), pytest.param(unix_pair, id="unix")]
+TEN_MIB = 10 << 20
+PATTERN = bytes(range(256)) * 4096  # 1 MiB in which every shift shows
+
+
+@pytest.fixture(params=ENGINES)
+def driver(request):
+    """A driver of each engine."""
+    yield from open_driver(request.param)
+
+
+@pytest.fixture(params=PAIRS)
+def pair(request):
+    """Two ends of a connection: the near one is for the driver."""
+    near, far = request.param()
+    yield near, far
+    near.close()
+    far.close()
+
+
+def test_echo(driver, pair) -> None:
+    """What arrives can be answered at once, many times over."""
+    near, far = pair
+    owner = own(driver, near, Owner(echo))
+    for number in range(100):
+        far.sendall(b"%d" % number)
+        run(driver, lambda n=number: owner.data.endswith(b"%d" % n))
+        driver.wait(0)
+        assert far.recv(64) == b"%d" % number
+    assert not owner.losses
+
+
+def test_nothing_is_called_inside_the_call_that_caused_it(driver, pair) -> None:
+    """write, finish, close and abort call nobody back."""
+    near, _ = pair
+    owner = own(driver, near)
+    owner.stream.write(b"x")
+    owner.stream.finish()
+    owner.stream.close()
+    owner.stream.abort()
+    assert not owner.losses
+    run(driver, lambda: owner.losses)
+    assert owner.losses == [0]
+
+
+def test_pieces_leave_together_and_in_order(driver, pair) -> None:
+    """Any number of pieces written in one turn, small, empty and large, arrive as they were written."""
+    near, far = pair
+    owner = own(driver, near)
+    pieces = [b"a", b"", PATTERN, b"b" * 100, b"", *(b"%d;" % n for n in range(3000)), PATTERN[::-1]]
+    received = []
+    reader = threading.Thread(target=lambda: received.append(read_all(far)))
+    reader.start()
+    for piece in pieces:
+        owner.stream.write(piece)
+    assert owner.stream.pending == sum(map(len, pieces))
+    owner.stream.close()
+    run(driver, lambda: owner.losses)
+    reader.join(SECONDS_MAX)
+    assert same(received[0], b"".join(pieces))
+
+
+def test_empty_writes(driver, pair) -> None:
+    """Writing nothing sends nothing and ends nothing."""
+    near, far = pair
+    owner = own(driver, near)
+    owner.stream.write(b"")
+    turns(driver)
+    owner.stream.write(b"")
+    owner.stream.write(b"")
+    turns(driver)
+    owner.stream.write(b"x")
+    turns(driver)
+    assert far.recv(8) == b"x"
+    assert owner.stream.pending == 0
+    assert not owner.losses
+
+
+def test_ten_mib_to_a_slow_reader(driver, pair) -> None:
+    """Output the kernel won't take is held, shown by `pending`, sent as room appears, and its end is told once."""
+    near, far = pair
+    owner = own(driver, near)
+    for _ in range(TEN_MIB // len(PATTERN)):
+        owner.stream.write(PATTERN)
+    turns(driver)
+    assert 0 < owner.stream.pending < TEN_MIB
+    assert owner.drains == 0
+    owner.stream.write(b"the end")
+    before = owner.stream.pending
+    got = bytearray()
+    far.setblocking(False)
+    while len(got) < TEN_MIB + 7:
+        driver.wait(0)
+        try:
+            got += far.recv(100_000)
+        except BlockingIOError:
+            driver.wait(0.01)
+        if not owner.drains:
+            assert owner.stream.pending <= before
+    assert same(got, PATTERN * (TEN_MIB // len(PATTERN)) + b"the end")
+    run(driver, lambda: owner.drains)
+    assert owner.stream.pending == 0
+    owner.stream.write(b"more")
+    turns(driver)
+    assert far.recv(16) == b"more"
+    turns(driver)
+    assert owner.drains == 1
+
+
+def test_ten_mib_to_the_owner(driver, pair) -> None:
+    """A fast sender's bytes all arrive, and in order."""
+    near, far = pair
+    owner = own(driver, near)
+
+    def send() -> None:
+        for _ in range(TEN_MIB // len(PATTERN)):
+            far.sendall(PATTERN)
+        far.shutdown(socket.SHUT_WR)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    run(driver, lambda: owner.ends)
+    sender.join(SECONDS_MAX)
+    assert same(owner.data, PATTERN * (TEN_MIB // len(PATTERN)))
+    assert owner.ends == 1
+    assert not owner.losses
+
+
+def test_both_ways_at_once(driver, pair) -> None:
+    """An echo of 10 MiB against a peer that reads while it writes."""
+    near, far = pair
+    own(driver, near, Owner(echo))
+    received = []
+
+    def read() -> None:
+        got = bytearray()
+        while len(got) < TEN_MIB:
+            got += far.recv(65536)
+        received.append(got)
+        driver.wake()
+
+    def send() -> None:
+        for _ in range(TEN_MIB // len(PATTERN)):
+            far.sendall(PATTERN)
+
+    threads = [threading.Thread(target=read), threading.Thread(target=send)]
+    for thread in threads:
+        thread.start()
+    run(driver, lambda: received)
+    for thread in threads:
+        thread.join(SECONDS_MAX)
+    assert same(received[0], PATTERN * (TEN_MIB // len(PATTERN)))
+
+
+def test_a_slow_stream_does_not_hold_up_another(driver, pair) -> None:
+    """While one peer reads nothing, another is answered."""
+    near, _ = pair
+    slow = own(driver, near)
+    slow.stream.write(bytes(TEN_MIB))
+    other, peer = unix_pair()
+    quick = own(driver, other, Owner(echo))
+    for _ in range(5):
+        peer.sendall(b"ping")
+        run(driver, lambda: quick.data)
+        driver.wait(0)
+        assert peer.recv(8) == b"ping"
+        quick.data.clear()
+    assert slow.stream.pending > 0
+    peer.close()
+
+
+def test_pause_and_resume(driver, pair) -> None:
+    """Nothing arrives while paused, nothing is lost by it, and resume() brings it without new input."""
+    near, far = pair
+    owner = own(driver, near)
+    far.sendall(b"one")
+    run(driver, lambda: owner.data == b"one")
+    owner.stream.pause()
+    turns(driver)
+    far.sendall(b"two")
+    turns(driver)
+    driver.wait(0.05)
+    turns(driver)
+    assert owner.data == b"one"
+    owner.stream.resume()
+    assert owner.data == b"one", "resume() must not call back inside"
+    run(driver, lambda: owner.data == b"onetwo")
+    for _ in range(3):
+        owner.stream.pause()
+        owner.stream.resume()
+    far.sendall(b"three")
+    run(driver, lambda: owner.data == b"onetwothree")
+
+
+def test_pause_inside_received(driver, pair) -> None:
+    """An owner may pause at each piece; all of 1 MiB still arrives."""
+    near, far = pair
+    owner = own(driver, near, Owner(lambda me, data: me.stream.pause()))
+    sender = threading.Thread(target=lambda: (far.sendall(PATTERN), far.shutdown(socket.SHUT_WR)))
+    sender.start()
+
+    def resumed() -> bool:
+        owner.stream.resume()
+        return owner.ends == 1
+
+    run(driver, resumed)
+    sender.join(SECONDS_MAX)
+    assert same(owner.data, PATTERN)
+
+
+def test_paused_while_the_peer_leaves(driver, pair) -> None:
+    """A peer that sends and closes while the owner is paused takes nothing of what it sent along. Nor does it spin."""
+    near, far = pair
+    owner = own(driver, near)
+    owner.stream.pause()
+    far.sendall(PATTERN[:50_000])
+    far.close()
+    turns(driver)
+    before = time_of_process()
+    driver.wait(0.2)
+    driver.wait(0.2)
+    assert time_of_process() - before < 0.1, "a paused stream whose peer left keeps the processor busy"
+    assert not owner.losses
+    owner.stream.resume()
+    run(driver, lambda: owner.ends)
+    assert same(owner.data, PATTERN[:50_000])
+
+
+def time_of_process() -> float:
+    """Processor time of this process, in seconds."""
+    return sum(os.times()[:2])
+
+
+def test_write_after_the_peer_ended(driver, pair) -> None:
+    """A half-close by the peer ends the input once, and still gets its answer."""
+    near, far = pair
+    owner = own(driver, near)
+    far.sendall(b"question")
+    far.shutdown(socket.SHUT_WR)
+    run(driver, lambda: owner.ends)
+    before = time_of_process()
+    driver.wait(0.2)
+    driver.wait(0.2)
+    assert time_of_process() - before < 0.1, "a half-closed stream keeps the processor busy"
+    owner.stream.write(b"answer")
+    owner.stream.write(bytes(TEN_MIB))
+    reader = []
+    thread = threading.Thread(target=lambda: reader.append(read_all(far)))
+    owner.stream.close()
+    thread.start()
+    run(driver, lambda: owner.losses)
+    thread.join(SECONDS_MAX)
+    assert same(reader[0], b"answer" + bytes(TEN_MIB))
+    assert owner.ends == 1
+    assert owner.losses == [0]
+
+
+def test_finish_sends_the_end_after_the_output(driver, pair) -> None:
+    """finish() half-closes behind the last byte; reading goes on; later writes are dropped."""
+    near, far = pair
+    owner = own(driver, near)
+    owner.stream.write(bytes(TEN_MIB))
+    turns(driver, 1)
+    owner.stream.write(b"last")
+    owner.stream.finish()
+    owner.stream.finish()
+    owner.stream.write(b"too late")
+    received = []
+    thread = threading.Thread(target=lambda: received.append(read_all(far)))
+    thread.start()
+    run(driver, lambda: owner.stream.pending == 0)
+    turns(driver)
+    thread.join(SECONDS_MAX)
+    assert same(received[0], bytes(TEN_MIB) + b"last")
+    owner.stream.write(b"too late")
+    far.sendall(b"still heard")
+    run(driver, lambda: owner.data == b"still heard")
+    assert not owner.losses
+    owner.stream.close()
+    run(driver, lambda: owner.losses)
+    assert owner.losses == [0]
+    assert far.recv(8) == b""
+
+
+def test_finish_on_an_idle_stream(driver, pair) -> None:
+    """finish() with nothing to send sends the end alone; when the peer ends too, the stream is quiet or over."""
+    near, far = pair
+    owner = own(driver, near)
+    owner.stream.finish()
+    turns(driver)
+    assert far.recv(8) == b""
+    far.shutdown(socket.SHUT_WR)
+    run(driver, lambda: owner.ends)
+    before = time_of_process()
+    driver.wait(0.2)
+    driver.wait(0.2)
+    assert time_of_process() - before < 0.1, "a stream closed both ways keeps the processor busy"
+    owner.stream.close()
+    run(driver, lambda: owner.losses)
+    assert owner.losses == [0]
+
+
+def test_close_sends_what_was_written(driver, pair) -> None:
+    """close() right after a write of more than the kernel takes: the peer gets all of it, then the end."""
+    near, far = pair
+    owner = own(driver, near)
+    owner.stream.write(bytes(TEN_MIB))
+    owner.stream.close()
+    turns(driver)
+    assert not owner.losses
+    received = []
+    thread = threading.Thread(target=lambda: received.append(len(read_all(far))))
+    thread.start()
+    run(driver, lambda: owner.losses)
+    thread.join(SECONDS_MAX)
+    assert owner.losses == [0]
+    assert owner.drains == 0
+    assert received == [TEN_MIB]
+
+
+def test_input_after_close_is_not_delivered(driver, pair) -> None:
+    """While a close waits for its output to leave, input is nobody's, and does not keep the processor busy."""
+    near, far = pair
+    owner = own(driver, near)
+    owner.stream.write(bytes(TEN_MIB))
+    owner.stream.close()
+    turns(driver)
+    far.sendall(b"nobody listens")
+    before = time_of_process()
+    driver.wait(0.2)
+    driver.wait(0.2)
+    assert time_of_process() - before < 0.1, "input that nobody wants keeps the processor busy"
+    assert not owner.data
+    thread = threading.Thread(target=lambda: read_until_end(far))
+    thread.start()
+    run(driver, lambda: owner.losses)
+    thread.join(SECONDS_MAX)
+    assert owner.losses == [0]
+
+
+def read_until_end(sock: socket.socket) -> bytes:
+    """Everything, to the end or the RST that a close with unread input causes (RFC 9293 3.6)."""
+    data = bytearray()
+    try:
+        while piece := sock.recv(65536):
+            data += piece
+    except ConnectionResetError:
+        pass
+    return bytes(data)
+
+
+def test_close_with_nothing_to_send(driver, pair) -> None:
+    """close() closes, tells once, and forgets what comes after it."""
+    near, far = pair
+    owner = own(driver, near)
+    far.sendall(b"unread")
+    owner.stream.close()
+    owner.stream.close()
+    run(driver, lambda: owner.losses)
+    for late in (owner.stream.close, owner.stream.abort, owner.stream.finish, owner.stream.pause, owner.stream.resume):
+        late()
+    owner.stream.write(b"x")
+    turns(driver)
+    assert owner.losses == [0]
+    assert not owner.data
+    assert owner.stream.pending == 0
+
+
+def test_write_after_close_is_dropped(driver, pair) -> None:
+    """What is written after close() does not leave, also when earlier output is still waiting."""
+    near, far = pair
+    owner = own(driver, near)
+    owner.stream.write(b"before")
+    owner.stream.close()
+    owner.stream.write(b"after")
+    run(driver, lambda: owner.losses)
+    assert read_all(far) == b"before"
+
+
+def test_abort_drops_what_was_written(driver, pair) -> None:
+    """abort() closes now, with output still waiting."""
+    near, far = pair
+    owner = own(driver, near)
+    owner.stream.write(bytes(TEN_MIB))
+    turns(driver)
+    assert owner.stream.pending
+    owner.stream.write(b"more")
+    owner.stream.abort()
+    owner.stream.abort()
+    run(driver, lambda: owner.losses)
+    assert owner.losses == [0]
+    assert len(read_until_end(far)) < TEN_MIB
+
+
+def test_abort_after_close(driver, pair) -> None:
+    """A close that waits for a peer who does not read is cut short by abort()."""
+    near, _ = pair
+    owner = own(driver, near)
+    owner.stream.write(bytes(TEN_MIB))
+    owner.stream.close()
+    turns(driver)
+    assert not owner.losses
+    owner.stream.abort()
+    run(driver, lambda: owner.losses)
+    assert owner.losses == [0]
+
+
+def test_reset_by_the_peer(driver) -> None:
+    """A RST is a loss with an errno, told once."""
+    near, far = tcp_pair()
+    owner = own(driver, near)
+    turns(driver)
+    reset(far)
+    run(driver, lambda: owner.losses)
+    assert owner.losses[0] in NOT_THERE
+    assert not owner.ends
+    turns(driver)
+
+
+def test_reset_while_output_waits(driver) -> None:
+    """A RST while the peer owes us room: lost, and nothing more is sent or drained."""
+    near, far = tcp_pair()
+    owner = own(driver, near)
+    owner.stream.write(bytes(TEN_MIB))
+    turns(driver)
+    reset(far)
+    run(driver, lambda: owner.losses)
+    assert owner.losses[0] in NOT_THERE
+    assert owner.drains == 0
+
+
+def test_reset_while_closing(driver) -> None:
+    """After close() a RST is no news: lost(0)."""
+    near, far = tcp_pair()
+    owner = own(driver, near)
+    owner.stream.write(bytes(TEN_MIB))
+    owner.stream.close()
+    turns(driver)
+    reset(far)
+    run(driver, lambda: owner.losses)
+    assert owner.losses == [0]
+
+
+def test_reset_after_the_end_of_input(driver) -> None:
+    """A peer that half-closes, then dies, is heard of: an application waiting to answer it can stop."""
+    near, far = tcp_pair()
+    owner = own(driver, near)
+    far.shutdown(socket.SHUT_WR)
+    run(driver, lambda: owner.ends)
+    turns(driver)
+    assert not owner.losses
+    reset(far)
+    run(driver, lambda: owner.losses)
+    assert owner.losses[0] in NOT_THERE
+
+
+def test_unix_peer_gone_after_the_end_of_input(driver) -> None:
+    """On a unix socket a close tells more than a FIN: nobody is there to read the answer."""
+    near, far = unix_pair()
+    owner = own(driver, near)
+    far.sendall(b"bye")
+    far.close()
+    run(driver, lambda: owner.losses)
+    assert owner.data == b"bye"
+    assert owner.ends == 1
+    assert owner.losses[0] in NOT_THERE
+
+
+def test_write_to_a_dead_peer(driver) -> None:
+    """Writing where nobody reads ends in a loss, and raises nothing."""
+    near, far = tcp_pair()
+    owner = own(driver, near)
+    owner.stream.pause()
+    turns(driver)
+    reset(far)
+    owner.stream.write(b"x")
+    owner.stream.write(b"y")
+    run(driver, lambda: owner.losses)
+    assert owner.losses[0] in NOT_THERE
+
+
+def test_input_before_a_reset_is_delivered(driver) -> None:
+    """What a peer sent before it died is not lost with it, when it was there first."""
+    near, far = tcp_pair()
+    far.sendall(b"last words")
+    wait_readable(near.fileno())
+    owner = own(driver, near)
+    run(driver, lambda: owner.data)
+    reset(far)
+    run(driver, lambda: owner.losses)
+    assert owner.data == b"last words"
+
+
+@pytest.mark.parametrize("act", ["close", "abort", "pause"])
+def test_a_callback_acts_on_the_others_of_its_batch(driver, act: str) -> None:
+    """Of many streams with input in one batch the first closes, aborts or pauses all others: they hear nothing more."""
+    owners, peers = [], []
+
+    def act_on_others(me: Owner, data: bytes) -> None:
+        for other in owners:
+            if other is not me and not other.data and not other.losses:
+                getattr(other.stream, act)()
+
+    for _ in range(20):
+        near, far = unix_pair()
+        far.sendall(b"x")
+        owners.append(own(driver, near, Owner(act_on_others)))
+        peers.append(far)
+    run(driver, lambda: any(owner.data for owner in owners))
+    turns(driver)
+    assert sum(bool(owner.data) for owner in owners) == 1
+    if act == "pause":
+        for owner in owners:
+            owner.on_received = None
+            owner.stream.resume()
+        run(driver, lambda: all(owner.data == b"x" for owner in owners))
+    else:
+        run(driver, lambda: sum(bool(owner.losses) for owner in owners) == 19)
+        assert all(owner.losses in ([], [0]) for owner in owners)
+    for peer in peers:
+        peer.close()
+
+
+def test_a_used_again_fd_number_meets_no_stranger(driver) -> None:
+    """A stream closed in a batch, its number taken by a new connection: each hears its own, whatever was in flight."""
+    seen: dict[bytes, bytes] = {}
+    sockets = []
+    for round_number in range(50):
+        near, far = unix_pair()
+        old = own(driver, near)
+        fd = old.stream.fd
+        far.sendall(b"for the old one")
+        if round_number % 2:
+            driver.wait(0)
+        old.stream.abort()
+        run(driver, lambda o=old: o.losses)
+        turns(driver, 1)
+        far.close()
+        # The lowest free number is given out: the old one's, as a rule.
+        near, far = unix_pair()
+        word = b"for number %d" % round_number
+        new = own(driver, near)
+        seen[b"same" if new.stream.fd == fd else b"other"] = word
+        far.sendall(word)
+        run(driver, lambda n=new: n.data)
+        assert new.data == word
+        assert not new.ends
+        assert not new.losses
+        new.stream.close()
+        run(driver, lambda n=new: n.losses)
+        sockets.append(far)
+    for sock in sockets:
+        sock.close()
+    assert b"same" in seen, "the test did not bring about what it is for"
+
+
+def test_connections_come_and_go_in_the_same_batch(driver) -> None:
+    """Streams that end while an accept hands out their numbers again, hundreds of times: no word goes astray."""
+    listener = tcp_listener()
+    served = []
+
+    def serve(me: Owner, data: bytes) -> None:
+        if data:
+            me.stream.write(data)
+        else:
+            me.stream.close()
+
+    def accepted(fd: int) -> None:
+        assert fd >= 0
+        owner = Owner(serve)
+        owner.stream = driver.stream(fd, owner)
+        served.append(owner)
+
+    operation = driver.accept(listener.fileno(), accepted)
+    failures = []
+
+    def client(number: int) -> None:
+        for turn in range(40):
+            word = b"%d-%d" % (number, turn)
+            with socket.create_connection(listener.getsockname(), timeout=SECONDS_MAX) as sock:
+                sock.sendall(word)
+                if sock.recv(64) != word:
+                    failures.append(word)
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    run(driver, lambda: len(served) == 320 and all(owner.losses for owner in served))
+    for thread in threads:
+        thread.join(SECONDS_MAX)
+    operation.forget()
+    turns(driver)
+    listener.close()
+    assert not failures
+    assert all(owner.losses == [0] for owner in served)
+
+
+def test_lost_may_write_to_others(driver) -> None:
+    """What an owner does when it hears of a loss takes effect, without waiting for anything else to happen."""
+    first, far_first = unix_pair()
+    second, far_second = unix_pair()
+    one, two = own(driver, first), own(driver, second)
+    one.on_lost = lambda: two.stream.write(b"he is gone")
+    one.stream.abort()
+    run(driver, lambda: one.losses)
+    driver.wait(0)
+    assert far_second.recv(32, socket.MSG_DONTWAIT) == b"he is gone"
+    far_first.close()
+    far_second.close()
+
+
+def test_an_exception_in_a_callback_loses_nothing(driver) -> None:
+    """It comes out of wait(); streams after it in the batch still get their input, those before it their output."""
+    raised = []
+
+    def fail(me: Owner, data: bytes) -> None:
+        me.stream.write(b"ok:" + data)
+        raised.append(me)
+        raise RuntimeError("from a callback")
+
+    owners, peers = [], []
+    for number in range(10):
+        near, far = unix_pair()
+        far.sendall(b"%d" % number)
+        owners.append(own(driver, near, Owner(fail)))
+        peers.append(far)
+    failures = 0
+    for _ in range(100):
+        try:
+            driver.wait(0)
+        except RuntimeError:
+            failures += 1
+    assert failures == 10
+    assert len(raised) == 10
+    for number, far in enumerate(peers):
+        assert far.recv(16, socket.MSG_DONTWAIT) == b"ok:%d" % number
+        far.close()
+
+
+def test_close_of_the_driver_calls_nobody(driver) -> None:
+    """close() closes the streams' fds and calls nobody back; a second close() is nothing."""
+    near, far = unix_pair()
+    owner = own(driver, near)
+    owner.stream.write(b"never sent")
+    number = owner.stream.fd
+    driver.close()
+    driver.close()
+    assert owner.losses == []
+    assert number not in fds()
+    far.settimeout(SECONDS_MAX)
+    assert far.recv(16) == b""
+    far.close()
+
+
+def test_streams_that_are_over_are_not_kept(driver) -> None:
+    """A driver holds on to nothing of a stream that is over."""
+
+    def live() -> weakref.ref[Owner]:
+        near, far = unix_pair()
+        owner = own(driver, near)
+        far.sendall(b"x")
+        run(driver, lambda: owner.data)
+        owner.stream.write(b"y")
+        owner.stream.close()
+        run(driver, lambda: owner.losses)
+        far.close()
+        owner.stream = None
+        return weakref.ref(owner)
+
+    reference = live()
+    turns(driver)
+    gc.collect()
+    assert reference() is None
