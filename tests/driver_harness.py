@@ -183,3 +183,15 @@ def wait_readable(fd: int) -> None:
 
 NOT_THERE = {errno.ECONNRESET, errno.EPIPE}
 """What a kernel says of a peer that is dead."""
+
+
+class Results(list):
+    """A list that is its own callback."""
+
+    def __call__(self, result: object) -> None:
+        self.append(result)
+
+
+def processor_time() -> float:
+    """Of this process, in seconds."""
+    return sum(os.times()[:2])

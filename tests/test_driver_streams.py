@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import socket
 import threading
 import weakref
@@ -11,22 +10,20 @@ import weakref
 import pytest
 from driver_harness import (
     ENGINES,
-    NOT_THERE,
     SECONDS_MAX,
     Owner,
     echo,
     fds,
     open_driver,
     own,
+    processor_time,
     read_all,
-    reset,
     run,
     same,
     tcp_listener,
     tcp_pair,
     turns,
     unix_pair,
-    wait_readable,
 )
 
 PAIRS = [pytest.param(tcp_pair, id="tcp"), pytest.param(unix_pair, id="unix")]
@@ -247,279 +244,14 @@ def test_paused_while_the_peer_leaves(driver, pair) -> None:
     far.sendall(PATTERN[:50_000])
     far.close()
     turns(driver)
-    before = time_of_process()
+    before = processor_time()
     driver.wait(0.2)
     driver.wait(0.2)
-    assert time_of_process() - before < 0.1, "a paused stream whose peer left keeps the processor busy"
+    assert processor_time() - before < 0.1, "a paused stream whose peer left keeps the processor busy"
     assert not owner.losses
     owner.stream.resume()
     run(driver, lambda: owner.ends)
     assert same(owner.data, PATTERN[:50_000])
-
-
-def time_of_process() -> float:
-    """Processor time of this process, in seconds."""
-    return sum(os.times()[:2])
-
-
-def test_write_after_the_peer_ended(driver, pair) -> None:
-    """A half-close by the peer ends the input once, and still gets its answer."""
-    near, far = pair
-    owner = own(driver, near)
-    far.sendall(b"question")
-    far.shutdown(socket.SHUT_WR)
-    run(driver, lambda: owner.ends)
-    before = time_of_process()
-    driver.wait(0.2)
-    driver.wait(0.2)
-    assert time_of_process() - before < 0.1, "a half-closed stream keeps the processor busy"
-    owner.stream.write(b"answer")
-    owner.stream.write(bytes(TEN_MIB))
-    reader = []
-    thread = threading.Thread(target=lambda: reader.append(read_all(far)))
-    owner.stream.close()
-    thread.start()
-    run(driver, lambda: owner.losses)
-    thread.join(SECONDS_MAX)
-    assert same(reader[0], b"answer" + bytes(TEN_MIB))
-    assert owner.ends == 1
-    assert owner.losses == [0]
-
-
-def test_finish_sends_the_end_after_the_output(driver, pair) -> None:
-    """finish() half-closes behind the last byte; reading goes on; later writes are dropped."""
-    near, far = pair
-    owner = own(driver, near)
-    owner.stream.write(bytes(TEN_MIB))
-    turns(driver, 1)
-    owner.stream.write(b"last")
-    owner.stream.finish()
-    owner.stream.finish()
-    owner.stream.write(b"too late")
-    received = []
-    thread = threading.Thread(target=lambda: received.append(read_all(far)))
-    thread.start()
-    run(driver, lambda: owner.stream.pending == 0)
-    turns(driver)
-    thread.join(SECONDS_MAX)
-    assert same(received[0], bytes(TEN_MIB) + b"last")
-    owner.stream.write(b"too late")
-    far.sendall(b"still heard")
-    run(driver, lambda: owner.data == b"still heard")
-    assert not owner.losses
-    owner.stream.close()
-    run(driver, lambda: owner.losses)
-    assert owner.losses == [0]
-    assert far.recv(8) == b""
-
-
-def test_finish_on_an_idle_stream(driver, pair) -> None:
-    """finish() with nothing to send sends the end alone; when the peer ends too, the stream is quiet or over."""
-    near, far = pair
-    owner = own(driver, near)
-    owner.stream.finish()
-    turns(driver)
-    assert far.recv(8) == b""
-    far.shutdown(socket.SHUT_WR)
-    run(driver, lambda: owner.ends)
-    before = time_of_process()
-    driver.wait(0.2)
-    driver.wait(0.2)
-    assert time_of_process() - before < 0.1, "a stream closed both ways keeps the processor busy"
-    owner.stream.close()
-    run(driver, lambda: owner.losses)
-    assert owner.losses == [0]
-
-
-def test_close_sends_what_was_written(driver, pair) -> None:
-    """close() right after a write of more than the kernel takes: the peer gets all of it, then the end."""
-    near, far = pair
-    owner = own(driver, near)
-    owner.stream.write(bytes(TEN_MIB))
-    owner.stream.close()
-    turns(driver)
-    assert not owner.losses
-    received = []
-    thread = threading.Thread(target=lambda: received.append(len(read_all(far))))
-    thread.start()
-    run(driver, lambda: owner.losses)
-    thread.join(SECONDS_MAX)
-    assert owner.losses == [0]
-    assert owner.drains == 0
-    assert received == [TEN_MIB]
-
-
-def test_input_after_close_is_not_delivered(driver, pair) -> None:
-    """While a close waits for its output to leave, input is nobody's, and does not keep the processor busy."""
-    near, far = pair
-    owner = own(driver, near)
-    owner.stream.write(bytes(TEN_MIB))
-    owner.stream.close()
-    turns(driver)
-    far.sendall(b"nobody listens")
-    before = time_of_process()
-    driver.wait(0.2)
-    driver.wait(0.2)
-    assert time_of_process() - before < 0.1, "input that nobody wants keeps the processor busy"
-    assert not owner.data
-    thread = threading.Thread(target=lambda: read_until_end(far))
-    thread.start()
-    run(driver, lambda: owner.losses)
-    thread.join(SECONDS_MAX)
-    assert owner.losses == [0]
-
-
-def read_until_end(sock: socket.socket) -> bytes:
-    """Everything, to the end or the RST that a close with unread input causes (RFC 9293 3.6)."""
-    data = bytearray()
-    try:
-        while piece := sock.recv(65536):
-            data += piece
-    except ConnectionResetError:
-        pass
-    return bytes(data)
-
-
-def test_close_with_nothing_to_send(driver, pair) -> None:
-    """close() closes, tells once, and forgets what comes after it."""
-    near, far = pair
-    owner = own(driver, near)
-    far.sendall(b"unread")
-    owner.stream.close()
-    owner.stream.close()
-    run(driver, lambda: owner.losses)
-    for late in (owner.stream.close, owner.stream.abort, owner.stream.finish, owner.stream.pause, owner.stream.resume):
-        late()
-    owner.stream.write(b"x")
-    turns(driver)
-    assert owner.losses == [0]
-    assert not owner.data
-    assert owner.stream.pending == 0
-
-
-def test_write_after_close_is_dropped(driver, pair) -> None:
-    """What is written after close() does not leave, also when earlier output is still waiting."""
-    near, far = pair
-    owner = own(driver, near)
-    owner.stream.write(b"before")
-    owner.stream.close()
-    owner.stream.write(b"after")
-    run(driver, lambda: owner.losses)
-    assert read_all(far) == b"before"
-
-
-def test_abort_drops_what_was_written(driver, pair) -> None:
-    """abort() closes now, with output still waiting."""
-    near, far = pair
-    owner = own(driver, near)
-    owner.stream.write(bytes(TEN_MIB))
-    turns(driver)
-    assert owner.stream.pending
-    owner.stream.write(b"more")
-    owner.stream.abort()
-    owner.stream.abort()
-    run(driver, lambda: owner.losses)
-    assert owner.losses == [0]
-    assert len(read_until_end(far)) < TEN_MIB
-
-
-def test_abort_after_close(driver, pair) -> None:
-    """A close that waits for a peer who does not read is cut short by abort()."""
-    near, _ = pair
-    owner = own(driver, near)
-    owner.stream.write(bytes(TEN_MIB))
-    owner.stream.close()
-    turns(driver)
-    assert not owner.losses
-    owner.stream.abort()
-    run(driver, lambda: owner.losses)
-    assert owner.losses == [0]
-
-
-def test_reset_by_the_peer(driver) -> None:
-    """A RST is a loss with an errno, told once."""
-    near, far = tcp_pair()
-    owner = own(driver, near)
-    turns(driver)
-    reset(far)
-    run(driver, lambda: owner.losses)
-    assert owner.losses[0] in NOT_THERE
-    assert not owner.ends
-    turns(driver)
-
-
-def test_reset_while_output_waits(driver) -> None:
-    """A RST while the peer owes us room: lost, and nothing more is sent or drained."""
-    near, far = tcp_pair()
-    owner = own(driver, near)
-    owner.stream.write(bytes(TEN_MIB))
-    turns(driver)
-    reset(far)
-    run(driver, lambda: owner.losses)
-    assert owner.losses[0] in NOT_THERE
-    assert owner.drains == 0
-
-
-def test_reset_while_closing(driver) -> None:
-    """After close() a RST is no news: lost(0)."""
-    near, far = tcp_pair()
-    owner = own(driver, near)
-    owner.stream.write(bytes(TEN_MIB))
-    owner.stream.close()
-    turns(driver)
-    reset(far)
-    run(driver, lambda: owner.losses)
-    assert owner.losses == [0]
-
-
-def test_reset_after_the_end_of_input(driver) -> None:
-    """A peer that half-closes, then dies, is heard of: an application waiting to answer it can stop."""
-    near, far = tcp_pair()
-    owner = own(driver, near)
-    far.shutdown(socket.SHUT_WR)
-    run(driver, lambda: owner.ends)
-    turns(driver)
-    assert not owner.losses
-    reset(far)
-    run(driver, lambda: owner.losses)
-    assert owner.losses[0] in NOT_THERE
-
-
-def test_unix_peer_gone_after_the_end_of_input(driver) -> None:
-    """On a unix socket a close tells more than a FIN: nobody is there to read the answer."""
-    near, far = unix_pair()
-    owner = own(driver, near)
-    far.sendall(b"bye")
-    far.close()
-    run(driver, lambda: owner.losses)
-    assert owner.data == b"bye"
-    assert owner.ends == 1
-    assert owner.losses[0] in NOT_THERE
-
-
-def test_write_to_a_dead_peer(driver) -> None:
-    """Writing where nobody reads ends in a loss, and raises nothing."""
-    near, far = tcp_pair()
-    owner = own(driver, near)
-    owner.stream.pause()
-    turns(driver)
-    reset(far)
-    owner.stream.write(b"x")
-    owner.stream.write(b"y")
-    run(driver, lambda: owner.losses)
-    assert owner.losses[0] in NOT_THERE
-
-
-def test_input_before_a_reset_is_delivered(driver) -> None:
-    """What a peer sent before it died is not lost with it, when it was there first."""
-    near, far = tcp_pair()
-    far.sendall(b"last words")
-    wait_readable(near.fileno())
-    owner = own(driver, near)
-    run(driver, lambda: owner.data)
-    reset(far)
-    run(driver, lambda: owner.losses)
-    assert owner.data == b"last words"
 
 
 @pytest.mark.parametrize("act", ["close", "abort", "pause"])

@@ -13,7 +13,7 @@ import errno
 import os
 from collections.abc import Callable
 from select import POLLIN, POLLOUT, poll
-from socket import SO_ERROR, SOL_SOCKET, socket
+from socket import SO_ACCEPTCONN, SO_ERROR, SOL_SOCKET, socket
 from typing import TYPE_CHECKING, Any
 
 from kore.readiness.watch import ALWAYS_READY
@@ -185,13 +185,16 @@ class Accept(Waiting):
     def begin(self) -> None:
         """Wait for connections. Several processes may be woken for the same one, so the listener must not block."""
         try:
-            listener = socket(fileno=self.fd)
+            self.listener = listener = socket(fileno=self.fd)
+            listener.setblocking(False)
+            listens = listener.getsockopt(SOL_SOCKET, SO_ACCEPTCONN)
         except OSError as error:
             self.conclude(-(error.errno or errno.EIO))
-            return
-        self.listener = listener
-        listener.setblocking(False)
-        super().begin()
+        else:
+            if listens:
+                super().begin()
+            else:
+                self.conclude(-errno.EINVAL)  # as accept(2) says; the poller would wait for ever
         if self.over:
             self.detach()
 
