@@ -340,7 +340,7 @@ class HttpConnection:
 
     # --- output --------------------------------------------------------------------------------------------
 
-    def respond(self, request: Request, status: int, body: Any) -> bool:
+    def respond(self, request: Request, status: Any, body: Any) -> bool:
         """Everything but the most common response; see `Request.response`."""
         if not isinstance(status, int) or not 100 <= status <= 999:
             raise ValueError(f"response status {status!r}: it must be a number from 100 to 999 (RFC 9110 15)")
@@ -449,8 +449,8 @@ class HttpConnection:
                 self.close_after = True
                 self._streamed(request)
                 return
-            if self.gone:
-                return
+            if self.chunks is not chunks:
+                return  # the iterator closed the connection
             self._write_item(request, item)
             size += len(item)
             if size >= STREAM_BYTES:

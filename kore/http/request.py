@@ -133,10 +133,8 @@ class Request:
 
         Fields that follow from the framing (content-length, transfer-encoding, keep-alive) are kore's own and left
         out; ``connection: close`` closes the connection after the response. Raises ValueError for a name or value that
-        HTTP forbids (RFC 9110 5.1, 5.5). Returns True.
+        HTTP forbids (RFC 9110 5.1, 5.5), TypeError when one is not a str. Returns True.
         """
-        if not isinstance(name, str) or not isinstance(value, str):
-            raise TypeError(f"response_header: name and value must be str, not {name!r}, {value!r}")
         check_header(name, value)
         headers = self._response_headers
         if headers is None:

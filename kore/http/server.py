@@ -242,7 +242,7 @@ class HttpServer:
         self._drained = done
         for connection in list(self.connections):
             connection.drain()
-        if self._drained is not None and not self.connections:
+        if not self.connections:
             self._drained = None
             self.loop.call_soon(done)
 

@@ -96,7 +96,7 @@ class UringDriver:
         self.next_key = 1
         self.dirty: list[Any] = []
         self.ending: list[Any] = []
-        self.starved: list[UringStream] = []
+        self.starved: list[Any] = []
         self.resumed: list[UringStream] = []
         self.flying: list[tuple[int, Any, Any]] = []  # sends queued: stream key, data, what must live with it
         self.flown: list[tuple[int, Any, Any]] = []  # sends the kernel has done
@@ -277,8 +277,7 @@ class UringDriver:
             self.out_of_buffers = False
             self.buffers.grow(self.buffers.count)
         for stream in starved:
-            if isinstance(stream, UringStream) and stream.reading and not (
-                    stream.armed or stream.ended or stream.closing):
+            if type(stream) is UringStream and stream.reading and not (stream.armed or stream.ended or stream.closing):
                 stream.arm()
         resumed, self.resumed = self.resumed, []
         for stream in resumed:

@@ -195,15 +195,16 @@ class RepeatedPoll(UringOperation):
         self.driver.push(IORING_OP_POLL_ADD, 0, 0, self.fd, 0, 0, 0, self.mask, self.key)
 
     def complete(self, res: int, flags: int) -> None:
-        if res < 0 or self.over:
-            super().complete(res if res < 0 else -errno.ECANCELED, flags)
-            return
-        if self.callback is not None:
+        if res >= 0 and not self.over and self.callback is not None:
             self.callback(res)
-        if self.over:
-            super().complete(-errno.ECANCELED, flags)
-        else:
-            self.submit()
+            if self.goes_on():
+                self.submit()
+                return
+        super().complete(res if res < 0 else -errno.ECANCELED, flags)
+
+    def goes_on(self) -> bool:
+        """Whether the callback left it running."""
+        return not self.over
 
     def cancel(self) -> None:
         self.over = True

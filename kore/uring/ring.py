@@ -250,7 +250,7 @@ class Ring:
         else:
             batch = bytes(self.cq[first << 4 :]) + bytes(self.cq[: (until - self.completions) << 4])
         self.cq_head[0] = (head + count) & 0xFFFFFFFF
-        return CQE.iter_unpack(batch)  # type: ignore[return-value]
+        return CQE.iter_unpack(batch)
 
     @property
     def overflown(self) -> bool:

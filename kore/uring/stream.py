@@ -119,15 +119,21 @@ class UringStream(Stream):
             self.reading = True
             self.driver.resumed.append(self)
 
+    def listening(self) -> bool:
+        """Whether input is wanted."""
+        return self.reading and not self.closing
+
     def deliver_held(self) -> None:
         """Hand over what came while paused, then read on. Called by the driver in its turn."""
         held, receiver = self.held, self.receiver
-        if not self.reading or self.closing or held is None or receiver is None:
+        if held is None or receiver is None:
             return
-        while held:
+        while self.listening():
+            if not held:
+                break
             receiver(held.pop(0))
-            if self.closing or not self.reading:
-                return
+        else:
+            return
         self.held = self.receiver = None
         self.received = receiver
         if not (self.armed or self.ended):
