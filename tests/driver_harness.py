@@ -87,6 +87,7 @@ class Owner:
         self.stream = None
         self.data = bytearray()
         self.ends = 0
+        self.stalls = 0
         self.drains = 0
         self.losses: list[int] = []
         self.on_received = on_received
@@ -104,9 +105,15 @@ class Owner:
         if self.on_received is not None:
             self.on_received(self, data)
 
+    def stalled(self) -> None:
+        assert not self.losses, "stalled after lost"
+        assert self.stalls == self.drains, "stalled twice, and not drained between"
+        self.stalls += 1
+
     def drained(self) -> None:
         assert not self.losses, "drained after lost"
         self.drains += 1
+        assert self.stalls == self.drains, "drained, and not stalled before"
         if self.on_drained is not None:
             self.on_drained()
 

@@ -182,8 +182,6 @@ def peer_of(fd: int) -> object:
 def test_accept_out_of_fds(driver, listener) -> None:
     """EMFILE ends the accept with that error; the connection waits, and the next accept takes it once there is room."""
     results = Results()
-    driver.accept(listener.fileno(), results)
-    turns(driver)
     with socket.create_connection(listener.getsockname(), timeout=SECONDS_MAX) as client:
         lowest = os.dup(0)
         os.close(lowest)
@@ -191,6 +189,7 @@ def test_accept_out_of_fds(driver, listener) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
         try:
             wait_readable(listener.fileno())
+            driver.accept(listener.fileno(), results)
             run(driver, lambda: results)
             assert results == [-errno.EMFILE]
             turns(driver)

@@ -137,6 +137,7 @@ def test_input_after_close_is_not_delivered(driver, pair) -> None:
     owner.stream.write(bytes(TEN_MIB))
     owner.stream.close()
     turns(driver)
+    assert owner.stalls == 1, "without that nobody would set it a deadline"
     far.sendall(b"nobody listens")
     before = processor_time()
     driver.wait(0.2)

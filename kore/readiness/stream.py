@@ -37,7 +37,7 @@ IOV_MAX = 1024
 class ReadinessStream(Stream):
     """See kore.driver.Stream."""
 
-    __slots__ = ("mask", "plain", "deaf", "fin_sent", "held", "waiters")
+    __slots__ = ("mask", "plain", "deaf", "fin_sent", "held", "stall_told", "waiters")
 
     def __init__(self, driver: ReadinessDriver, fd: int, owner: StreamOwner) -> None:
         super().__init__(driver, fd, owner)
@@ -46,6 +46,7 @@ class ReadinessStream(Stream):
         self.deaf = False  # hung up while paused: out of the poller, which would report it without end
         self.fin_sent = False
         self.held: list[bytes | memoryview] | None = None  # the `stuck` bytes
+        self.stall_told = False  # the owner knows that some are stuck
         self.waiters: Sequence[Waiting] = ()  # operations on the same fd
 
     # --- input ---------------------------------------------------------------------------------------------
@@ -121,20 +122,6 @@ class ReadinessStream(Stream):
 
     # --- output --------------------------------------------------------------------------------------------
 
-    def write(self, data: bytes) -> None:
-        """See kore.driver.Stream. Nothing follows a close() or finish(), also while earlier output waits."""
-        out = self.out
-        if self.closing or self.finishing:
-            return
-        if out is None:
-            self.out = data
-            if not self.stuck:
-                self.driver.dirty.append(self)
-        elif isinstance(out, list):
-            out.append(data)
-        else:
-            self.out = [out, data]
-
     def flush(self, pieces: list[bytes | memoryview], total: int) -> None:
         """Hand `pieces` of `total` bytes to the kernel in one call; what it does not take is held."""
         try:
@@ -148,6 +135,8 @@ class ReadinessStream(Stream):
 
     def hold(self, pieces: list[bytes | memoryview], total: int, taken: int) -> None:
         """Keep what is left of `pieces` when `taken` of their `total` bytes have gone; ask for POLLOUT."""
+        if not self.stuck and taken != total:
+            self.driver.due.append((self.tell_stall, None))
         self.stuck = total - taken
         if not self.stuck:
             self.held = None
@@ -160,8 +149,17 @@ class ReadinessStream(Stream):
         if self.mask == NOT_REGISTERED or not self.mask & POLLOUT:
             arm(self.driver.poller, self)
 
+    def tell_stall(self, _: object = None) -> None:
+        """Let the owner know, once, that output is stuck."""
+        if self.stuck and not self.stall_told and not self.gone and self.owner is not None:
+            self.stall_told = True
+            self.owner.stalled()
+
     def write_held(self) -> None:
         """The kernel takes output again: first what was held, with it what was written meanwhile."""
+        self.tell_stall()
+        if self.gone:
+            return
         pieces, total, out = self.held or [], self.stuck, self.out
         if out is not None:
             self.out = None
@@ -171,6 +169,7 @@ class ReadinessStream(Stream):
         self.flush(pieces, total)
         if self.stuck or self.fd < 0:
             return
+        self.stall_told = False
         if self.closing:
             self.release(0)
             return
@@ -202,7 +201,7 @@ class ReadinessStream(Stream):
 
     def clear(self) -> None:
         """Forget everything: nobody finds anything here any more."""
-        self.gone = self.closing = True
+        self.gone = self.closing = self.shut = True
         self.fd = -1
         self.mask = NOT_REGISTERED
         self.plain = self.stuck = 0
