@@ -62,7 +62,8 @@ class Program:
 
     def __init__(self, command: list[str], cwd: Path, environment: dict[str, str] | None = None) -> None:
         env = {key: value for key, value in os.environ.items() if not key.startswith("KORE_")}
-        env |= {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | (environment or {})
+        paths = [str(ROOT), *filter(None, [env.get("PYTHONPATH")])]
+        env |= {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"} | (environment or {})
         self.process = subprocess.Popen(
             command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )

@@ -8,9 +8,11 @@ from __future__ import annotations
 import signal as signals
 from typing import NoReturn
 
+from kore.application.declared import application
 from kore.process import role
 
 UNTRAPPABLE = frozenset({signals.SIGKILL, signals.SIGSTOP})
+"""signal(7): no process may catch them."""
 
 
 def log(priority: int, text: str, /) -> bool:
@@ -50,14 +52,26 @@ def shutdown() -> bool:
     return role.role.shutdown()
 
 
+def setname(name: str, /) -> None:
+    """Set the first word of the process titles; call it before the start. Raises TypeError, ValueError.
+
+    Source: reference, "setname".
+    """
+    application.name(name)
+
+
+def sigtrap(signum: int, /) -> None:
+    """Trap a signal, so that the application's `signal` hook is called for it in a worker.
+
+    Before the start it holds for all workers, and the parent passes the signal on to them; in a worker it holds
+    for that worker. Raises TypeError, ValueError for a number that is no signal or cannot be trapped.
+    """
+    if not isinstance(signum, int):
+        raise TypeError(f"sigtrap: a signal number is an int, not {type(signum).__name__}")
+    if signum not in signals.valid_signals() or signum in UNTRAPPABLE:
+        raise ValueError(f"sigtrap: signal {signum} cannot be trapped")
+    role.role.trap(int(signum))
+
+
 def _reason(reason: object, name: str) -> str:
     return reason if isinstance(reason, str) else f"{name} called without a reason ({reason!r})"
-
-
-def checked_signal(number: int) -> int:
-    """`number` if it is a signal that can be trapped. Raises TypeError, ValueError."""
-    if not isinstance(number, int):
-        raise TypeError(f"sigtrap: a signal number is an int, not {type(number).__name__}")
-    if number not in signals.valid_signals() or number in UNTRAPPABLE:
-        raise ValueError(f"sigtrap: signal {number} cannot be trapped")
-    return int(number)

@@ -17,7 +17,7 @@ class Daemon:
     """The background side: tells the process in front how the start went. Exactly one verdict, then silence."""
 
     def __init__(self, fd: int) -> None:
-        self.fd = fd
+        self._fd = fd
         self._told = False
 
     def ready(self) -> None:
@@ -28,15 +28,19 @@ class Daemon:
         """The start failed: the command prints `text` and ends with `code`."""
         self._tell(code, text)
 
+    def fds(self) -> tuple[int, ...]:
+        """The fd that workers must not keep: the process in front waits for its end."""
+        return () if self._told else (self._fd,)
+
     def _tell(self, code: int, text: str) -> None:
         if self._told:
             return
         self._told = True
         try:
-            os.write(self.fd, b"%d\n" % code + text.encode("utf-8", "backslashreplace")[: VERDICT_BYTES_MAX - 8])
+            os.write(self._fd, b"%d\n" % code + text.encode("utf-8", "backslashreplace")[: VERDICT_BYTES_MAX - 8])
         except OSError:
             pass  # nobody waits in front any more
-        os.close(self.fd)
+        os.close(self._fd)
 
 
 def daemonise() -> Daemon:

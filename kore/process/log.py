@@ -30,6 +30,9 @@ TEXT_CHARACTERS_MAX = 8192
 BACKLOG_BYTES_MAX = 1 << 20
 """Bytes of lines kept for a sink that is slow: some seconds of a busy log, and nothing a parent notices."""
 
+CLOSE_SECONDS_MAX = 2.0
+"""How long the end of the server waits for a slow reader to take the last lines: they are the ones that explain it."""
+
 PIECE_BYTES = 4096
 """What a pipe that poll(2) reports writable is sure to take without blocking (pipe(7): PIPE_BUF)."""
 
@@ -248,8 +251,14 @@ class Log:
             self.parent(LOG_ERR, f"logfile cannot be opened again, the old one stays: {error}")
 
     def close(self) -> None:
-        """Write what can be written and release the sink. Called once, last."""
+        """Write what waits, for CLOSE_SECONDS_MAX at most, and release the sink. Called once, last."""
+        deadline = time.monotonic() + CLOSE_SECONDS_MAX
         self.flush()
+        while (fd := self.sink.waiting_fd()) is not None and (left := deadline - time.monotonic()) > 0:
+            poller = select.poll()
+            poller.register(fd, select.POLLOUT)
+            poller.poll(left * 1000)
+            self.flush()
         self.sink.close()
 
 

@@ -79,7 +79,7 @@ class WorkerPlace:
     channel: Channel
     board: memoryview
     parent: int
-    """The parent's pid: getppid() says something else once it is dead."""
+    """The parent's pid, noted before the fork: getppid() says something else once it is dead."""
     early_signals: list[int]
     """Signals that arrived before the worker had handlers of its own, in order; its handler appends to it."""
 
@@ -93,6 +93,7 @@ class Parent:
         self.state = State.STARTING
         self.seats = [Seat(worker) for worker in range(1, orders.workers + 1)]
         self.exit_code = EXIT_STOPPED
+        self._pid = os.getpid()
         self._signals: list[int] = []
         self._deadlines: list[tuple[float, int, Callable[[], None]]] = []
         self._sequence = 0
@@ -280,7 +281,6 @@ class Parent:
         """In the child: give up what is the parent's, take the role, work, end. Never returns to the parent's stack."""
         code = 1
         try:
-            parent = os.getppid()
             early: list[int] = []
             signal.set_wakeup_fd(-1)
             for number in self._handled_signals():
@@ -296,7 +296,7 @@ class Parent:
                     other.board.release()
             role.take(role.WorkerRole(seat.worker, channel))
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-            code = self.orders.run_worker(WorkerPlace(seat.worker, channel, seat.board, parent, early))
+            code = self.orders.run_worker(WorkerPlace(seat.worker, channel, seat.board, self._pid, early))
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         except BaseException as error:  # noqa: BLE001 (the stack above belongs to the parent: nothing may unwind into it)

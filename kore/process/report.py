@@ -59,7 +59,10 @@ def duration(seconds: float) -> str:
 
 
 def death_report(worker: int, pid: int, death: Death, *, uptime: float, route: str | None, restarts: int) -> str:
-    """One line for the log. `uptime` in seconds; `route` is what was being served, None when nothing was."""
-    doing = f"while serving {route}" if route else "while serving nothing"
+    """One line for the log. `uptime` in seconds; `route` is what the board shows, None when nothing.
+
+    A busy worker notes a route when it changes, so the note may be of a request that has been answered.
+    """
+    doing = f"while serving {route} or idle after it" if route else "while serving nothing"
     again = f"restarts before: {restarts}"
     return f"worker {worker} (pid {pid}) {death}, {doing}, after {duration(uptime)}, {again}"

@@ -9,8 +9,10 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+from collections.abc import Callable
 from typing import NoReturn
 
+from kore.application.declared import application
 from kore.process.channel import Channel, Kind
 from kore.process.log import LOG_ERR, Log, cut, standard_output
 
@@ -48,6 +50,10 @@ class Role:
         """Stop the server. In the parent, where no worker can be asked to finish yet, that is fatal."""
         self.fatal("shutdown called in the parent")
 
+    def trap(self, number: int) -> None:
+        """Have the workers' signal hook called for signal `number`: noted until they start."""
+        application.trap(number)
+
 
 class WorkerRole(Role):
     """A worker: what it says goes to the parent, who knows from the channel whose words they are."""
@@ -58,12 +64,17 @@ class WorkerRole(Role):
         self.worker = worker
         self.channel = channel
         self.dropped = 0  # lines the channel would not take and the parent has not been told of
+        self.on_dropped: Callable[[], None] = nothing  # called at the first of them: try again later
+        self.on_trap: Callable[[int], None] = lambda _: None
 
     def log(self, priority: int, text: str) -> None:
         if self.dropped:
             self.tell_dropped()
-        if self.dropped or not self.channel.send(Kind.LOG, log_body(priority, text)):
+        if self.dropped:
             self.dropped += 1
+        elif not self.channel.send(Kind.LOG, log_body(priority, text)):
+            self.dropped = 1
+            self.on_dropped()
 
     def tell_dropped(self) -> None:
         """Tell the parent how many lines were lost, if the channel takes that much."""
@@ -89,6 +100,14 @@ class WorkerRole(Role):
     def shutdown(self) -> bool:
         self.channel.send_last(Kind.SHUTDOWN)
         return True
+
+    def trap(self, number: int) -> None:
+        """Trap it in this worker, from now on."""
+        self.on_trap(number)
+
+
+def nothing() -> None:
+    """What is called where there is nobody to be told."""
 
 
 def log_body(priority: int, text: str) -> bytes:

@@ -1,0 +1,87 @@
+"""The command ``kore [options] app.py [arguments]``: what the options mean, and nothing of what they cause.
+
+Options end at the first word that is none: what follows the application belongs to it, dashes and all. An option
+overrules the application's settings. The floors above the standard library are imported when something is served,
+so that -h and -v answer at once.
+"""
+
+from __future__ import annotations
+
+import getopt
+import sys
+from collections.abc import Sequence
+
+from kore.version import __version__
+
+USAGE = """\
+usage: kore [options] app.py [arguments]
+       kore [options] package/ [arguments]
+
+options:
+  -c FILE    read a configuration file (not in this version)
+  -d         run in the background, whatever the deployment
+  -f         run in the foreground, whatever the deployment
+  -n         do not chroot; change to the root directory instead
+  -r         do not switch user
+  -q         log nothing but what goes wrong and what the application logs
+  -v         print version and features
+  -h         print this
+  --check    load the application, print what would be served, and end
+
+environment:
+  KORE_IO    uring or epoll: the engine to use, strictly; unset: io_uring where the kernel gives one, else epoll
+"""
+
+EXIT_USAGE = 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with `argv` (without the program's name; None: that of this process); the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        found, rest = getopt.getopt(words, "c:dfhnqrv", ["check", "help", "version"])
+    except getopt.GetoptError as error:
+        return _misused(str(error))
+    given = dict(found)
+    if "-h" in given or "--help" in given:
+        print(USAGE, end="")
+        return 0
+    if "-v" in given or "--version" in given:
+        print(_version())
+        return 0
+    if "-c" in given:
+        return _misused("-c: configuration files are not read by this version; set the options in the application")
+    if "-d" in given and "-f" in given:
+        return _misused("-d and -f contradict each other")
+    if not rest:
+        return _misused("no application given")
+    return _start(given, rest)
+
+
+def _misused(reason: str) -> int:
+    print(f"kore: {reason}; kore -h lists what there is", file=sys.stderr)
+    return EXIT_USAGE
+
+
+def _version() -> str:
+    python = ".".join(map(str, sys.version_info[:3]))
+    return f"kore {__version__} uring epoll python-{python} notls"
+
+
+def _start(given: dict[str, str], rest: list[str]) -> int:
+    from kore.process.start import Options, start
+
+    background = True if "-d" in given else False if "-f" in given else None
+    options = Options(
+        background=background,
+        chroot=False if "-n" in given else None,
+        switch_user=False if "-r" in given else None,
+        quiet="-q" in given,
+        check="--check" in given,
+    )
+    path, *arguments = rest
+    try:
+        return start(path, arguments, options)
+    except KeyboardInterrupt:
+        # Ctrl-C while the application was still being loaded; from then on the parent has handlers.
+        return 130

@@ -1,0 +1,277 @@
+"""From the path of an application to a server that runs, and to its exit code: the straight line of a parent's life.
+
+Load, freeze, check, choose the engine, open the log, go into the background, lock the pidfile, run the workers; then
+all of it backwards. Whatever cannot work is found out before the first fork where that is possible at all, and is one
+line on standard error that says what to do.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from kore import reactor
+from kore.application.declared import application
+from kore.application.loading import formatted, load, location_of
+from kore.application.plan import Plan, freeze
+from kore.application.privileges import Deployment
+from kore.errors import ConfigurationError, EngineError, StartError
+from kore.process import affinity, role, title, worker
+from kore.process.daemon import Daemon, daemonise
+from kore.process.log import LOG_ERR, LOG_INFO, LOG_NOTICE, FileSink, Log, SyslogSink, standard_output
+from kore.process.parent import EXIT_FATAL, Orders, Parent
+from kore.process.pidfile import HeldError, Pidfile
+from kore.version import __version__
+
+DRAIN_SECONDS = 10.0
+DRAIN_SECONDS_DEV = 1.0
+"""For requests that still run when the server is told to stop; who develops does not want to wait."""
+
+DEFAULT_PIDFILE = "kore.pid"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line says. None leaves it to the application's settings, which it otherwise overrules."""
+
+    background: bool | None = None
+    chroot: bool | None = None
+    switch_user: bool | None = None
+    quiet: bool = False
+    check: bool = False
+
+
+def start(path: str, arguments: Sequence[str], options: Options) -> int:
+    """Serve the application at `path` until it is stopped; the exit code. Nothing is raised but SystemExit."""
+    log = Log(standard_output())
+    role.take(role.Role(log))
+    reactor.set_log(role.role.log)
+    try:
+        plan = _plan(path, arguments)
+        return _Start(plan, options, log).run()
+    except StartError as error:
+        return complain(str(error))
+    finally:
+        application.reset()
+        log.close()
+
+
+def complain(text: str) -> int:
+    """One line on standard error, and the exit code that goes with it."""
+    sys.stdout.flush()
+    print(f"kore: {text}", file=sys.stderr, flush=True)
+    return EXIT_FATAL
+
+
+def _plan(path: str, arguments: Sequence[str]) -> Plan:
+    """Load and freeze. Raises StartError with the one line; a traceback, if it helps, is on standard error by then."""
+    try:
+        load(path, arguments)
+        return freeze()
+    except (StartError, ConfigurationError) as error:
+        # Refused by kore, in words made for this: where in the application is all that is missing.
+        where = location_of(error)
+        raise StartError(f"{where}: {error}" if where else str(error)) from error
+    except Exception as error:
+        sys.stderr.write(formatted(error))
+        where = location_of(error) or path
+        raise StartError(f"{where}: the application cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+class _Start:
+    """One start: what was decided on the way, and what has to be undone at the end."""
+
+    def __init__(self, plan: Plan, options: Options, log: Log) -> None:
+        self.plan = plan
+        self.options = options
+        self.log = log
+        self.deployment = _overruled(plan.deployment, options)
+        self.workers = plan.settings.workers or affinity.default_workers()
+        self.name = plan.title or "kore"
+        self.engine = ""
+        self.fallback: str | None = None
+        self.daemon: Daemon | None = None
+        self.pidfile: Pidfile | None = None
+
+    def run(self) -> int:
+        """Check everything, then serve. Raises StartError."""
+        if not (self.plan.listeners or self.plan.tasks or self.plan.hooks.workerstart):
+            raise StartError("nothing to do: the application declares no server and creates no task")
+        self._check_privileges()
+        try:
+            self.engine, self.fallback = reactor.select_engine()
+        except EngineError as error:
+            raise StartError(f"KORE_IO={os.environ.get('KORE_IO')}: {error}") from error
+        except ConfigurationError as error:
+            raise StartError(str(error)) from error
+        if self.options.check:
+            return self._show()
+        self._open_log()
+        if not self.deployment.foreground:
+            self.daemon = daemonise()
+        try:
+            return self._serve()
+        except StartError as error:
+            self.log.parent(LOG_ERR, str(error))
+            if self.daemon is None:
+                raise
+            self.daemon.failed(EXIT_FATAL, f"kore: {error}")
+            return EXIT_FATAL
+
+    def _check_privileges(self) -> None:
+        """Root that was asked to give its rights away must do so or not start: silence would be a lie."""
+        wanted = self.plan.privileges["worker"]
+        steps = []
+        if self.deployment.chroot and wanted.root is not None:
+            steps.append((f"chroot to {wanted.root}", "-n"))
+        if self.deployment.switch_user and wanted.runas is not None:
+            steps.append((f"switch to user {wanted.runas}", "-r"))
+        if os.geteuid() == 0 and steps:
+            what = " and ".join(step for step, _ in steps)
+            flags = " ".join(flag for _, flag in steps)
+            raise StartError(f"this version cannot {what}; start it as that user, or with {flags} to go without")
+
+    def _show(self) -> int:
+        """What --check prints: everything that would be served, and how."""
+        lines = [
+            f"engine: {self.engine}" + (f" ({self.fallback})" if self.fallback else ""),
+            f"workers: {self.workers}",
+            f"deployment: {self.deployment.name or 'not set, started as root'}, "
+            + ("in the foreground" if self.deployment.foreground else "in the background"),
+        ]
+        for listener in self.plan.listeners:
+            lines.append(f"server {listener.name}: http on {listener.url}")
+            for domain in self.plan.routers[listener.name].domains:
+                lines.append(f"  domain {domain.pattern}")
+                lines.extend(f"    {route.name}" for route in domain.routes)
+        if self.plan.tasks:
+            lines.append(f"tasks: {self.plan.tasks} in each worker")
+        lines.extend(f"notice: {notice}" for notice in self.plan.notices)
+        print("\n".join(lines), flush=True)
+        return 0
+
+    def _open_log(self) -> None:
+        logfile = self.plan.settings.logfile
+        if logfile is not None:
+            self.log.sink = FileSink(logfile)
+        elif not self.deployment.foreground:
+            self.log.sink = SyslogSink()
+
+    def _serve(self) -> int:
+        """With the log open and the background reached: lock, announce, run, and undo it all."""
+        self._lock()
+        try:
+            if self.daemon is not None and self.plan.hooks.daemonized is not None:
+                self._hook(self.plan.hooks.daemonized)
+            self._announce()
+            title.set_title(self.name, "[parent]")
+            # What is here now lives as long as the server: collected once, then shared with every worker untouched.
+            gc.collect()
+            gc.freeze()
+            code = Parent(self._orders(), self.log).run()
+            if self.daemon is not None:
+                self.daemon.failed(code, "kore: the server did not start; its log says why")
+            if self.plan.hooks.cleanup is not None:
+                self._hook(self.plan.hooks.cleanup)
+            self._say("goodbye")
+            return code
+        finally:
+            if self.pidfile is not None:
+                self.pidfile.remove()
+            self.plan.close()
+
+    def _hook(self, hook: Callable[[], object]) -> None:
+        """Call a hook of the parent; what it raises is reported and stops nothing."""
+        try:
+            hook()
+        except Exception as error:  # noqa: BLE001 (the matrix of section 4: log, continue)
+            reactor.report_exception("python_runtime_execute", error)
+
+    def _lock(self) -> None:
+        """The pidfile. One that nobody asked for is no reason not to start; one that was asked for is."""
+        path = self.plan.settings.pidfile
+        try:
+            self.pidfile = Pidfile(path)
+        except HeldError as error:
+            if path != DEFAULT_PIDFILE:
+                raise
+            self.log.parent(LOG_NOTICE, f"{error}; this server runs without a pidfile")
+        except StartError as error:
+            if path != DEFAULT_PIDFILE:
+                raise
+            self.log.parent(LOG_NOTICE, f"no pidfile: {error}")
+
+    def _say(self, text: str) -> None:
+        if not self.options.quiet:
+            self.log.parent(LOG_INFO, text)
+
+    def _announce(self) -> None:
+        python = ".".join(map(str, sys.version_info[:3]))
+        self._say(f"kore {__version__}, engine {self.engine}, Python {python}, pid {os.getpid()}")
+        if self.fallback is not None:
+            self.log.parent(LOG_NOTICE, self.fallback)
+        if os.geteuid() == 0 and self.deployment.name != "dev":
+            self.log.parent(LOG_NOTICE, "the workers run as root: chroot and user switch are not in this version")
+        for notice in self.plan.notices:
+            self.log.parent(LOG_NOTICE, notice)
+        for listener in self.plan.listeners:
+            self._say(f"serving http on {listener.url}")
+
+    def _orders(self) -> Orders:
+        settings = self.plan.settings
+        wanted = self.plan.privileges["worker"]
+        foreground = self.deployment.foreground
+        drain = DRAIN_SECONDS_DEV if self.deployment.name == "dev" else DRAIN_SECONDS
+        orders = worker.WorkerOrders(
+            plan=self.plan,
+            engine=self.engine,
+            name=self.name,
+            root=wanted.root,
+            cpus=tuple(affinity.allowed_cpus()) if settings.worker_set_affinity else (),
+            drain_seconds=drain,
+            foreground=foreground,
+        )
+        names = {
+            route.index: route.name
+            for router in self.plan.routers.values()
+            for domain in router.domains
+            for route in domain.routes
+        }
+        return Orders(
+            workers=self.workers,
+            run_worker=lambda place: worker.run(orders, place),
+            restart=settings.worker_death_policy == "restart",
+            drain_seconds=drain,
+            ignore_interrupt=not foreground,
+            trapped=frozenset(self.plan.signals),
+            private_fds=self._private_fds,
+            on_ready=self._ready,
+            route_name=names.get,
+        )
+
+    def _private_fds(self) -> list[int]:
+        fds = list(self.log.sink.fds())
+        if self.pidfile is not None:
+            fds.append(self.pidfile.fd)
+        if self.daemon is not None:
+            fds.extend(self.daemon.fds())
+        return fds
+
+    def _ready(self, pids: list[int]) -> None:
+        count = len(pids)
+        self._say(f"ready: {count} worker{'s' if count > 1 else ''}, pid {' '.join(map(str, pids))}")
+        if self.daemon is not None:
+            self.daemon.ready()
+
+
+def _overruled(deployment: Deployment, options: Options) -> Deployment:
+    """Command line before configuration before default."""
+    return replace(
+        deployment,
+        foreground=deployment.foreground if options.background is None else not options.background,
+        chroot=deployment.chroot if options.chroot is None else options.chroot,
+        switch_user=deployment.switch_user if options.switch_user is None else options.switch_user,
+    )

@@ -1,0 +1,260 @@
+"""A worker, from its fork to its exit: settle in, build the loop and the server, say ready, serve, drain, end.
+
+The order is that of kore-api.md 2.4. Everything the application wrote is called while the loop runs, so that a hook
+may create tasks, timers and connections like a handler. A worker ends for one of three reasons: the parent says
+so, the parent is gone, or the application has it end; the first drains, the others do not wait for anybody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+from kore import reactor
+from kore.application.plan import Plan
+from kore.application.settings import Settings
+from kore.errors import EngineError
+from kore.http.server import HttpServer
+from kore.http.settings import HttpSettings
+from kore.process import affinity, prctl, role, title
+from kore.process.channel import ChannelError, Kind
+from kore.process.descriptors import limit_descriptors
+from kore.process.log import LOG_ERR, LOG_NOTICE
+from kore.process.parent import WorkerPlace
+from kore.reactor import tasks
+
+GC_THRESHOLDS = (20_000, 20, 50)
+"""Allocations between collections: what a request makes dies by its reference count, so collecting finds little."""
+
+TELL_DROPPED_SECONDS = 0.25
+"""How soon a full channel is tried again, for the number of lines it lost."""
+
+CANCEL_SECONDS_MAX = 1.0
+"""For tasks that were cancelled at the end to clean up after themselves; then they are left."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOrders:
+    """What every worker does alike, decided by the parent before the first fork."""
+
+    plan: Plan
+    engine: str
+    name: str
+    """The first word of the title."""
+    root: str | None
+    """The directory to live in by chdir(2); None: the current one."""
+    cpus: tuple[int, ...]
+    """The CPUs to be shared out; empty: no affinity."""
+    drain_seconds: float
+    foreground: bool
+
+
+def run(orders: WorkerOrders, place: WorkerPlace) -> int:
+    """Be a worker; the exit code. Called in the forked process and nowhere else."""
+    prctl.set_parent_death_signal(signal.SIGKILL)
+    if os.getppid() != place.parent:
+        return 0  # it died between the fork and the call above, which therefore never hears of it
+    title.set_title(orders.name, role.role.label)
+    _settle(orders, place)
+    reactor.set_log(role.role.log)
+    gc.set_threshold(*GC_THRESHOLDS)
+    try:
+        loop = reactor.Loop(reactor.new_driver(orders.engine))
+    except EngineError as error:
+        role.role.log(LOG_ERR, f"no {orders.engine} engine: {error}")
+        return 1
+    asyncio.set_event_loop(loop)
+    worker = Worker(orders, place, loop)
+    loop.call_soon(worker.start)
+    try:
+        loop.run_forever()
+    finally:
+        worker.close()
+    return worker.exit_code
+
+
+def _settle(orders: WorkerOrders, place: WorkerPlace) -> None:
+    """CPU, descriptors, directory."""
+    settings = orders.plan.settings
+    if orders.cpus:
+        cpu = affinity.cpu_of_worker(place.worker, list(orders.cpus))
+        if failure := affinity.pin(cpu):
+            role.role.log(LOG_NOTICE, f"not pinned to CPU {cpu}: {failure}")
+    notice = limit_descriptors(settings.worker_rlimit_nofiles, settings.worker_max_connections)
+    if notice:
+        role.role.log(LOG_NOTICE, notice)
+    if orders.root is not None:
+        os.chdir(orders.root)
+
+
+def http_settings(settings: Settings) -> HttpSettings:
+    """The options the HTTP floor knows, out of all of them: they have the same names."""
+    return HttpSettings(**{field.name: getattr(settings, field.name) for field in fields(HttpSettings)})
+
+
+class Worker:
+    """The life of one worker on its loop. `start` is the loop's first callback; `close` comes after its last."""
+
+    def __init__(self, orders: WorkerOrders, place: WorkerPlace, loop: reactor.Loop) -> None:
+        self.orders = orders
+        self.place = place
+        self.loop = loop
+        self.hooks = orders.plan.hooks
+        self.exit_code = 0
+        self._stopping = False
+        self._finished = False
+        self.server = HttpServer(loop, http_settings(orders.plan.settings), log=role.role.log, board=place.board)
+
+    def start(self) -> None:
+        """Hear the parent and the signals, let the application start, then accept."""
+        self.loop.add_reader(self.place.channel.fileno(), self._hear)
+        mine = role.role
+        if isinstance(mine, role.WorkerRole):
+            mine.on_dropped = self._dropped
+            mine.on_trap = self._trap
+        self._take_signals()
+        tasks.process_loop = self.loop
+        if not self._hook("python_runtime_execute", self.hooks.workerstart):
+            self.exit_code = 1
+            self._finish()
+            return
+        self.loop.adopt_pending()
+        if not self._stopping:
+            self._accept()
+            self.place.channel.send_last(Kind.READY)
+
+    def _accept(self) -> None:
+        plan = self.orders.plan
+        if self.place.worker in plan.settings.worker_no_accept:
+            return
+        for listener in plan.listeners:
+            self.server.listen(listener.sock, plan.routers[listener.name], listener.name)
+
+    # The parent's words.
+
+    def _hear(self) -> None:
+        try:
+            while (message := self.place.channel.receive()) is not None:
+                kind, body = message
+                if kind is Kind.STOP:
+                    self._stop_signal(body[0])
+                elif kind is Kind.ABORT:
+                    self._abort()
+        except (EOFError, ChannelError):
+            # The parent is dead: nobody would replace this worker, read its log, or ever tell it to stop.
+            self.loop.remove_reader(self.place.channel.fileno())
+            self._abort()
+
+    def _dropped(self) -> None:
+        """The channel is full. Perhaps on another thread: a thread of the executor may log too."""
+        self.loop.call_soon_threadsafe(self._tell_dropped_later)
+
+    def _tell_dropped_later(self) -> None:
+        self.loop.call_later(TELL_DROPPED_SECONDS, self._tell_dropped)
+
+    def _tell_dropped(self) -> None:
+        mine = role.role
+        if isinstance(mine, role.WorkerRole):
+            mine.tell_dropped()
+            if mine.dropped:
+                self._tell_dropped_later()
+
+    # Signals.
+
+    def _take_signals(self) -> None:
+        stopping = {int(signal.SIGTERM), int(signal.SIGQUIT)}
+        if self.orders.foreground:
+            stopping.add(int(signal.SIGINT))
+        for number in stopping:
+            self.loop.add_signal_handler(number, self._stop_signal, number)
+        passed = {int(signal.SIGHUP), int(signal.SIGUSR1), *self.orders.plan.signals}
+        if self.hooks.signal is not None:
+            passed.add(int(signal.SIGCHLD))
+        for number in passed - stopping:
+            self._trap(number)
+        # Those that came before there was a loop to hand them to.
+        for number in self.place.early_signals:
+            if number in stopping:
+                self.loop.call_soon(self._stop_signal, number)
+            else:
+                self.loop.call_soon(self._signal_hook, number)
+
+    def _trap(self, number: int) -> None:
+        if number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT):
+            return  # trapped from the start, or in the background nobody's to send
+        self.loop.add_signal_handler(number, self._signal_hook, number)
+
+    def _signal_hook(self, number: int) -> None:
+        self._hook("koreapp.signal", self.hooks.signal, number)
+
+    def _stop_signal(self, number: int) -> None:
+        """A stop, by the parent's message or sent here directly: a terminal and a service manager do both at once."""
+        if self._stopping:
+            return
+        self._stopping = True
+        self._signal_hook(number)
+        self.server.stop_accepting()
+        self.loop.call_later(self.orders.drain_seconds, self._abort)
+        self.server.drain(self._finish)
+
+    # The end.
+
+    def _abort(self) -> None:
+        """End without waiting for what still runs."""
+        self._stopping = True
+        if not self._finished:
+            self.server.stop_accepting()
+            self._finish()
+
+    def _finish(self) -> None:
+        """Nothing runs any more, or may any more: the stop hook while the loop still runs, then the end of it."""
+        if self._finished:
+            return
+        self._finished = True
+        self._hook("python_runtime_execute", self.hooks.workerstop)
+        self.server.abort()
+        self.loop.stop()
+
+    def close(self) -> None:
+        """After the loop: close what coroutines are left, so that their finally blocks run, and release the engine."""
+        mine = role.role
+        try:
+            for task in list(tasks.live.values()):
+                _guarded(task.kill)
+            left = [task for task in asyncio.all_tasks(self.loop) if not task.done()]
+            for other in left:
+                other.cancel()
+            if left:
+                self.loop.run_until_complete(asyncio.wait(left, timeout=CANCEL_SECONDS_MAX))
+            self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+        finally:
+            self.loop.close()
+            if isinstance(mine, role.WorkerRole):
+                mine.on_dropped = role.nothing  # there is no loop any more to try again on
+                mine.last_words()
+
+    def _hook(self, label: str, hook: Callable[..., Any] | None, *arguments: object) -> bool:
+        """Call a hook of the application; False when it raised, which is reported under `label`."""
+        if hook is None:
+            return True
+        try:
+            result = hook(*arguments)
+        except Exception as error:  # noqa: BLE001 (whatever the application raises is reported, and its kind decides nothing)
+            reactor.report_exception(label, error)
+            return False
+        if asyncio.iscoroutine(result):
+            result.close()
+            role.role.log(LOG_ERR, f"{label}: an async hook is not awaited; use kore.task_create in a plain one")
+        return True
+
+
+def _guarded(call: Callable[[], object]) -> None:
+    try:
+        call()
+    except Exception as error:  # noqa: BLE001 (a coroutine that fails while it is closed must not keep the others open)
+        reactor.report_exception("coroutine", error)
