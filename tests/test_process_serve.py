@@ -544,6 +544,47 @@ def test_a_descriptor_limit_that_is_too_low_is_told(tmp_path, engine):
         program.wait_for(READY)
 
 
+NO_RING = """
+import ctypes, os, struct, sys
+# A seccomp filter (seccomp(2)) as containers have it: io_uring_setup is EPERM, everything else is allowed.
+def step(code, jt, jf, k):
+    return struct.pack("HBBI", code, jt, jf, k)
+program = step(0x20, 0, 0, 0) + step(0x15, 0, 1, 425) + step(0x06, 0, 0, 0x00050001) + step(0x06, 0, 0, 0x7fff0000)
+code = ctypes.create_string_buffer(program)
+class Program(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
+libc = ctypes.CDLL(None)
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+assert libc.prctl(22, 2, ctypes.byref(Program(4, ctypes.addressof(code))), 0, 0) == 0
+os.execv(sys.executable, [sys.executable, "-m", "kore", "app.py"])
+"""
+
+
+@pytest.fixture
+def ringless(tmp_path):
+    with starter(tmp_path) as programs:
+        source = APP.format(text="", workers=1, options="", port=free_port(), deployment="dev")
+        (tmp_path / "app.py").write_text(source)
+        yield lambda environment: programs.python(NO_RING, environment)
+
+
+def test_a_kernel_that_refuses_rings_is_a_line_of_the_log_and_epoll(ringless):
+    program = ringless({})
+    program.wait_for(READY)
+    line = program.wait_for(r"proc=\[parent\] log=\[(.*using epoll.*)\]\n")[1]
+    assert "io_uring_setup" in line or "io_uring_queue_init" in line
+    assert "errno 1" in line
+    assert "engine epoll" in program.out
+
+
+def test_a_ring_that_was_demanded_and_refused_is_no_start(ringless):
+    program = ringless({"KORE_IO": "uring"})
+    assert program.wait() == 1
+    assert program.err.startswith("kore: KORE_IO=uring: ")
+    assert program.err.count("\n") == 1
+    assert "ready" not in program.out
+
+
 def test_forced_engine_makes_no_call_of_the_other(start, engine, tmp_path):
     if engine != "epoll":
         pytest.skip("about epoll")
