@@ -339,7 +339,7 @@ def test_exit_functions_and_buffers_of_a_worker_are_run_and_flushed_once(start):
         """
 import atexit
 def work(place):
-    atexit.register(lambda: print("from atexit", place.worker))
+    atexit.register(lambda: print(f"from atexit {place.worker}"))
     return loop(place)
 serve(work, workers=1)
 """
