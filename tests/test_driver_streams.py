@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import socket
 import threading
 import weakref
@@ -316,6 +317,34 @@ def test_a_used_again_fd_number_meets_no_stranger(driver) -> None:
     for sock in sockets:
         sock.close()
     assert b"same" in seen, "the test did not bring about what it is for"
+
+
+def test_a_copy_of_a_closed_fd_harms_nobody(driver) -> None:
+    """A child about to exec may hold a copy of a closed fd: what its peer does reaches no one, and spins nothing."""
+    near, far = unix_pair()
+    copy = os.dup(near.fileno())
+    old = own(driver, near)
+    number = old.stream.fd
+    turns(driver)
+    old.stream.abort()
+    run(driver, lambda: old.losses)
+    turns(driver, 1)
+    near, other = unix_pair()
+    new = own(driver, near)
+    assert new.stream.fd == number
+    far.sendall(b"for the copy")
+    far.close()
+    turns(driver)
+    before = processor_time()
+    driver.wait(0.2)
+    assert processor_time() - before < 0.1, "events for a copy keep the processor busy"
+    assert not new.data
+    assert not new.losses
+    other.sendall(b"for the new one")
+    run(driver, lambda: new.data)
+    assert new.data == b"for the new one"
+    os.close(copy)
+    other.close()
 
 
 def test_connections_come_and_go_in_the_same_batch(driver) -> None:

@@ -62,8 +62,8 @@ class ReadinessDriver:
         self.table[alarm.fd] = alarm
         arm(poller, alarm)
 
-    def wait(self, timeout: float | None) -> None:  # noqa: C901 -- the hot path in one piece: 0.4 us less a request
-        """See kore.driver.Driver."""
+    def wait(self, timeout: float | None) -> None:  # noqa: C901 -- the hot path
+        """See kore.driver.Driver. In one piece: a request costs 0.24 us here, over its system calls and the poll's."""
         dirty = self.dirty
         if dirty:
             write = os.write
@@ -90,7 +90,9 @@ class ReadinessDriver:
             self.end_streams()
         begun = self.begun
         while begun:
-            begun.popleft().begin()
+            operation = begun.popleft()
+            if not operation.over:  # cancelled before it began
+                operation.begin()
 
         if self.due:
             timeout = 0
@@ -103,8 +105,8 @@ class ReadinessDriver:
             entry: Any = entry_of(fd)
             if entry is None:
                 continue
-            # os.read costs less than a read into a buffer of our own and a copy out of it: 1.15 to 1.35 us, the
-            # system call included. The bytes object is made at full size and shrunk in place.
+            # os.read makes a bytes object of full size and shrinks it in place, which measured 0.1 to 0.2 us less than
+            # a read into a buffer of our own and a copy out of it.
             if events == entry.plain and (received := entry.received) is not None:
                 try:
                     data = read(fd, READ_BYTES_MAX)
@@ -342,7 +344,9 @@ class ReadinessDriver:
         return self.receive(fd, length, callback)
 
     def splice(self, fd_in: int, offset_in: int, fd_out: int, length: int, callback: Result) -> Operation:
-        """See kore.driver.Driver."""
+        """See kore.driver.Driver. -ENOSYS where the system has no splice(2)."""
+        if not hasattr(os, "splice"):
+            return self.begin(Instant(self, callback, lambda: -errno.ENOSYS))
         return self.begin(Splice(self, callback, fd_in, offset_in, fd_out, length))
 
     def shutdown(self, fd: int, how: int, callback: Result) -> Operation:

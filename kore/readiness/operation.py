@@ -83,7 +83,13 @@ class Instant(Operation):
     def __init__(self, driver: ReadinessDriver, callback: Callable[[Any], None], attempt: Callable[[], Any]) -> None:
         super().__init__(driver, callback)
         self.attempt = attempt
-        self.over = True  # beyond recall from the start
+
+    def cancel(self) -> None:
+        """Too late from the start."""
+
+    def forget(self) -> None:
+        """Only the result is dropped."""
+        self.callback = None
 
     def begin(self) -> None:
         """Make the call."""

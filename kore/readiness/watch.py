@@ -36,7 +36,10 @@ class Poller(Protocol):
     """Wait (seconds; None: for ever) for at most so many pairs of fd and poll(2) bits. An fd may come twice."""
 
     def change(self, fd: int, old: int, new: int) -> None:
-        """Ask about `new` where `old` was asked (either may be NOT_REGISTERED). EPERM: the fd is always ready."""
+        """Ask about `new` where `old` was asked; either may be NOT_REGISTERED. EPERM: the fd is always ready.
+
+        The same twice asks again, in case the fd was closed and its number used again behind our back.
+        """
 
     def rotate(self, fd: int, mask: int) -> None:
         """After an accept: to the end of the queue of processes that wait on this listener."""
