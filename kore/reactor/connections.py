@@ -99,6 +99,8 @@ class Connections(Base):
         transport = StreamTransport(self, sock, protocol, server=server)  # type: ignore[arg-type]
         if extra:
             transport._extra.update(extra)
+        # A turn may come before connection_made() is called; nothing is to arrive in it.
+        transport._stream.pause()
         self.call_soon(transport.start, waiter)
         return transport
 

@@ -131,7 +131,6 @@ class PyLock:
         if not isinstance(task, Task):
             task.add_done_callback(self._owner_ended)
         elif task._locks is None:
-            task._keep()
             task._locks = {self}
         else:
             task._locks.add(self)

@@ -23,6 +23,7 @@ from kore.reactor.connections import Connections
 from kore.reactor.handles import Soon, Timer
 from kore.reactor.signals import Signals
 from kore.reactor.sockets import Sockets
+from kore.reactor.spare import UNKEPT, Pair, new_pair
 from kore.reactor.tasks import Coroutine, OnEnd, Task, enter_task, leave_task, next_id, register_task
 
 logger = logging.getLogger("asyncio")
@@ -37,15 +38,6 @@ _CANCELLED_MIN = 100
 _ENDED = object()
 
 
-def _count_references() -> int:
-    """What getrefcount() says of an object that one local name refers to; it differs between versions of Python."""
-    task = object()
-    return getrefcount(task)
-
-
-_SPARE_REFERENCES = _count_references()
-
-
 class Loop(Connections, Sockets, Signals):
     """An asyncio event loop on a kore driver; it owns `driver` and closes it. One thread, one loop."""
 
@@ -54,7 +46,7 @@ class Loop(Connections, Sockets, Signals):
         self._timers: list[tuple[float, int, Timer]] = []
         self._timer_number = 0
         self._cancelled_timers = 0
-        self._spare: Task | None = None
+        self._spare: Pair | None = None
         self.turn_time = 0.0
         """Seconds of the loop's clock at the last look at the timers; what repeating timers count from."""
 
@@ -240,50 +232,53 @@ class Loop(Connections, Sockets, Signals):
         `on_end` hears of its end. Most handlers never wait, so they share one task object, the spare, which stays
         spare for as long as nobody keeps it: no object is made for them but the context.
         """
-        task = self._spare
-        if task is None:
+        pair = self._spare
+        if pair is None:
             return self._begin_without_spare(coro, on_end)
         self._spare = None
-        task._coro = coro
-        task._id = next_id()
-        task._context = context = copy_context()
+        task, begun = pair
         try:
             enter_task(self, task)
         except RuntimeError:
-            self._spare = task
+            self._spare = pair
             return self._begin_inside(coro, on_end)
+        begun[0] = coro
+        begun[1] = next_id()
+        begun[2] = context = copy_context()
         try:
             # next() with a default and not coro.send(): a coroutine that returns None then ends without a StopIteration
             # being made, raised and caught: 220 ns for such a coroutine where send() takes 370.
             waited = context.run(next, coro.__await__(), _ENDED)
         except BaseException as exc:
             leave_task(self, task)
-            if getrefcount(task) == _SPARE_REFERENCES:
-                self._spare = task
+            if getrefcount(task) == UNKEPT:
+                self._spare = pair
             else:
-                task._on_end = _already_told
+                task.become(_already_told)
                 task._end(None, exc)
-            del task  # the traceback holds this frame; it is not to keep the spare from being used again
+            del task, pair  # the traceback holds this frame; it is not to keep the spare from being used again
             raise
         leave_task(self, task)
         if waited is _ENDED:
-            if getrefcount(task) == _SPARE_REFERENCES:
-                self._spare = task
+            if getrefcount(task) == UNKEPT:
+                self._spare = pair
             else:
+                task.become(_already_told)
                 task._end(None, None)
             return None
-        task._suspend_first(waited, on_end)
+        task.become(on_end)
+        task._suspend_first(waited)
         return task
 
     def _begin_without_spare(self, coro: Coroutine, on_end: OnEnd) -> Task | None:
         """Begin with a new spare, or, while traced, with a task made for this coroutine alone."""
         if not tasks.tracing:
-            self._spare = Task(self, None)
+            self._spare = new_pair(self)
             return self.begin(coro, on_end)
         current = asyncio.current_task(self)
         if current is not None:
             return self._begin_inside(coro, on_end)
-        task = Task(self, coro, task_id=next_id())
+        task = Task(self, coro, _already_told, task_id=next_id())
         tasks.trace_event(task, "created")
         tasks.trace_event(task, "running")
         enter_task(self, task)
@@ -291,14 +286,14 @@ class Loop(Connections, Sockets, Signals):
             waited = task._context.run(next, coro.__await__(), _ENDED)
         except BaseException as exc:
             leave_task(self, task)
-            task._on_end = _already_told
             task._end(None, exc)
             raise
         leave_task(self, task)
         if waited is _ENDED:
             task._end(None, None)
             return None
-        task._suspend_first(waited, on_end)
+        task._on_end = on_end
+        task._suspend_first(waited)
         return task
 
     def _begin_inside(self, coro: Coroutine, on_end: OnEnd) -> Task | None:
@@ -316,4 +311,4 @@ class Loop(Connections, Sockets, Signals):
 
 
 def _already_told(_error: BaseException | None) -> None:
-    """The end of a first step that failed: `begin` raises it, nobody else is to hear of it."""
+    """The end of a first step: `begin` returns or raises it, and nobody else is to hear of it."""

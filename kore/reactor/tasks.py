@@ -61,6 +61,7 @@ class Task(asyncio.Future[Any]):
 
     __slots__ = (
         "_acquiring",
+        "_begun",
         "_context",
         "_coro",
         "_coroname",
@@ -87,8 +88,9 @@ class Task(asyncio.Future[Any]):
         self._coroname: str | None = None
         self._locks: set[PyLock] | None = None
         self._acquiring: weakref.ref[Any] | None = None
-        # False: the spare task of `Loop.begin`, which is reused unless `_keep` made a reference to it.
-        self._kept: object = coro is not None
+        # Of a spare task (kore.reactor.spare): its coroutine, id and context; itself, once somebody spoke to it.
+        self._begun: Any = None
+        self._kept: Any = None
 
     def __repr__(self) -> str:
         state = "finished" if self.done() else "pending"
@@ -110,7 +112,6 @@ class Task(asyncio.Future[Any]):
 
     def set_name(self, value: object) -> None:
         """Name the task for asyncio's eyes; kore.coroname names it for traces."""
-        self._keep()
         self._name = str(value)
 
     def set_result(self, result: object, /) -> NoReturn:  # noqa: ARG002
@@ -121,17 +122,11 @@ class Task(asyncio.Future[Any]):
         """Always raises: a task's exception is its coroutine's."""
         raise RuntimeError("Task does not support set_exception operation")
 
-    def add_done_callback(self, fn: Callable[[Any], object], *, context: Context | None = None) -> None:
-        """Call `fn(task)` soon after the end, as asyncio futures do."""
-        self._keep()
-        super().add_done_callback(fn, context=context)
-
     def cancel(self, msg: Any | None = None) -> bool:
         """Throw CancelledError into the coroutine soon; False when it has ended. As asyncio.Task.cancel."""
         self._log_traceback = False
         if self.done():
             return False
-        self._keep()
         self._num_cancels_requested += 1
         if self._fut_waiter is not None and self._fut_waiter.cancel(msg=msg):
             return True
@@ -173,10 +168,7 @@ class Task(asyncio.Future[Any]):
     # Running.
 
     def _keep(self) -> None:
-        # Something was said about this task that must not reach the next coroutine: while it is the spare, one more
-        # reference (its own) tells `Loop.begin` to let it go. A real task has _kept = True and nothing to do.
-        if self._kept is False:
-            self._kept = self
+        """Be this coroutine's task only. A task that is no spare one always is."""
 
     def _step(self, exc: BaseException | None = None) -> None:
         """Run the coroutine to its next wait, or its end. Called by the loop, in the task's context."""
@@ -233,10 +225,8 @@ class Task(asyncio.Future[Any]):
         else:
             self._step()
 
-    def _suspend_first(self, waited: Any, on_end: OnEnd) -> None:
+    def _suspend_first(self, waited: Any) -> None:
         """The first step of a begun coroutine ended in a wait: from now on this is a task like others."""
-        self._kept = True
-        self._on_end = on_end
         live[self._id] = self
         register_task(self)
         self._wait_for(waited)
@@ -244,7 +234,6 @@ class Task(asyncio.Future[Any]):
     def _end(self, value: object, error: BaseException | None) -> None:
         """The coroutine is over, with `value` or by `error`: free what it held and tell who wants to know."""
         live.pop(self._id, None)
-        self._kept = True
         if self._locks:
             for lock in list(self._locks):
                 lock._owner_ended(self)
@@ -344,9 +333,9 @@ def _traced_wakeup(task: Task, future: Any) -> None:
     _plain_wakeup(task, future)
 
 
-def _traced_suspend_first(task: Task, waited: Any, on_end: OnEnd) -> None:
+def _traced_suspend_first(task: Task, waited: Any) -> None:
     trace_event(task, "suspended")
-    _plain_suspend_first(task, waited, on_end)
+    _plain_suspend_first(task, waited)
 
 
 def _traced_end(task: Task, value: object, error: BaseException | None) -> None:
@@ -465,7 +454,6 @@ def coroname(*name: str) -> None:
     if len(name) != 1 or not isinstance(name[0], str):
         raise TypeError("coroname() takes exactly one str")
     if isinstance(task, Task):
-        task._keep()
         task._coroname = name[0]
     else:
         task.set_name(name[0])

@@ -46,6 +46,7 @@ class StreamTransport(asyncio.Transport):
         self._protocol: Any = protocol
         self._high = _HIGH_WATER
         self._low = _HIGH_WATER // 4
+        self._backlog = 0
         self._paused = False  # reading, by the protocol
         self._eof_sent = False
         self._closing = False
@@ -55,8 +56,6 @@ class StreamTransport(asyncio.Transport):
         if server is not None:
             server._attach(*((self,) if _SERVER_KNOWS_CLIENTS else ()))
         self._stream = loop._driver.stream(sock.fileno(), self)
-        # Nothing is to arrive before connection_made has been called.
-        self._stream.pause()
         loop._transports.add(self)
 
     def __repr__(self) -> str:
@@ -73,8 +72,8 @@ class StreamTransport(asyncio.Transport):
             self._fatal_error(exc, "Fatal error: protocol.connection_made() call failed.")
         else:
             self._choose_receiver()
-            if not self._paused and not self._closing:
-                self._stream.resume()
+            if not self._stream.reading and not self._paused:
+                self._resume()
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
@@ -91,6 +90,9 @@ class StreamTransport(asyncio.Transport):
             raise
         except BaseException as exc:  # noqa: BLE001 - a broken protocol ends its connection, not the loop
             self._fatal_error(exc, "Fatal error: protocol.data_received() call failed.")
+
+    def stalled(self) -> None:
+        """The kernel takes no more for now; the protocol hears of it when the high-water mark is reached."""
 
     def drained(self) -> None:
         """The kernel took what it would not take at once."""
@@ -205,7 +207,14 @@ class StreamTransport(asyncio.Transport):
         """Go on after pause_reading()."""
         if self._paused and not self._closing:
             self._paused = False
+            self._resume()
+
+    def _resume(self) -> None:
+        if not self._closing:
             self._stream.resume()
+            # A driver hands over what it held in its next wait. That wait must not go on to block, since what it
+            # handed over may have made callbacks ready.
+            self._loop.call_soon(_nothing)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send `data` with what else this turn writes. Raises TypeError, RuntimeError after write_eof()."""
@@ -218,11 +227,16 @@ class StreamTransport(asyncio.Transport):
         if not data or self._closing:
             return
         stream = self._stream
-        # One small piece with nothing before it is what most writes are: it cannot reach the high-water mark.
-        alone = stream.out is None and not stream.stuck and len(data) <= self._high
+        # An upper bound that is cheap to keep; what is really pending is a sum over all pieces.
+        if stream.out is None and not stream.stuck:
+            self._backlog = len(data)
+        else:
+            self._backlog += len(data)
         stream.write(data)
-        if not alone and not self._writing_paused and stream.pending > self._high:
-            self._pause_writing()
+        if self._backlog > self._high and not self._writing_paused:
+            self._backlog = stream.pending
+            if self._backlog > self._high:
+                self._pause_writing()
 
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
         """Send several pieces, in order."""
@@ -290,6 +304,10 @@ class StreamTransport(asyncio.Transport):
                     "protocol": self._protocol,
                 }
             )
+
+
+def _nothing() -> None:
+    """A callback whose only use is that the loop has one."""
 
 
 def _nobody(_data: bytes) -> None:
