@@ -5,11 +5,13 @@ Every wait here ends with the thing waited for, or fails the test when its bound
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -128,6 +130,14 @@ def echo(owner: Owner, data: bytes) -> None:
     """Answer with the same."""
     if data:
         owner.stream.write(data)
+
+
+class Peer(threading.Thread):
+    """The other side, which blocks. If the near side fails it gets an OSError; the test shows what is missing then."""
+
+    def run(self) -> None:
+        with contextlib.suppress(OSError):
+            super().run()
 
 
 def own(driver, sock: socket.socket, owner: Owner | None = None) -> Owner:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import threading
 
 import pytest
 from driver_harness import (
@@ -57,7 +56,7 @@ def test_write_after_the_peer_ended(driver, pair) -> None:
     owner.stream.write(b"answer")
     owner.stream.write(bytes(TEN_MIB))
     reader = []
-    thread = threading.Thread(target=lambda: reader.append(read_all(far)))
+    thread = Peer(target=lambda: reader.append(read_all(far)))
     owner.stream.close()
     thread.start()
     run(driver, lambda: owner.losses)
@@ -78,7 +77,7 @@ def test_finish_sends_the_end_after_the_output(driver, pair) -> None:
     owner.stream.finish()
     owner.stream.write(b"too late")
     received = []
-    thread = threading.Thread(target=lambda: received.append(read_all(far)))
+    thread = Peer(target=lambda: received.append(read_all(far)))
     thread.start()
     run(driver, lambda: owner.stream.pending == 0)
     turns(driver)
@@ -121,7 +120,7 @@ def test_close_sends_what_was_written(driver, pair) -> None:
     turns(driver)
     assert not owner.losses
     received = []
-    thread = threading.Thread(target=lambda: received.append(len(read_all(far))))
+    thread = Peer(target=lambda: received.append(len(read_all(far))))
     thread.start()
     run(driver, lambda: owner.losses)
     thread.join(SECONDS_MAX)
@@ -144,7 +143,7 @@ def test_input_after_close_is_not_delivered(driver, pair) -> None:
     driver.wait(0.2)
     assert processor_time() - before < 0.1, "input that nobody wants keeps the processor busy"
     assert not owner.data
-    thread = threading.Thread(target=lambda: read_until_end(far))
+    thread = Peer(target=lambda: read_until_end(far))
     thread.start()
     run(driver, lambda: owner.losses)
     thread.join(SECONDS_MAX)

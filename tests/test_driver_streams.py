@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import socket
-import threading
 import weakref
 
 import pytest
@@ -13,6 +12,7 @@ from driver_harness import (
     ENGINES,
     SECONDS_MAX,
     Owner,
+    Peer,
     echo,
     fds,
     open_driver,
@@ -78,7 +78,7 @@ def test_pieces_leave_together_and_in_order(driver, pair) -> None:
     owner = own(driver, near)
     pieces = [b"a", b"", PATTERN, b"b" * 100, b"", *(b"%d;" % n for n in range(3000)), PATTERN[::-1]]
     received = []
-    reader = threading.Thread(target=lambda: received.append(read_all(far)))
+    reader = Peer(target=lambda: received.append(read_all(far)))
     reader.start()
     for piece in pieces:
         owner.stream.write(piece)
@@ -146,7 +146,7 @@ def test_ten_mib_to_the_owner(driver, pair) -> None:
             far.sendall(PATTERN)
         far.shutdown(socket.SHUT_WR)
 
-    sender = threading.Thread(target=send)
+    sender = Peer(target=send)
     sender.start()
     run(driver, lambda: owner.ends)
     sender.join(SECONDS_MAX)
@@ -172,7 +172,7 @@ def test_both_ways_at_once(driver, pair) -> None:
         for _ in range(TEN_MIB // len(PATTERN)):
             far.sendall(PATTERN)
 
-    threads = [threading.Thread(target=read), threading.Thread(target=send)]
+    threads = [Peer(target=read), Peer(target=send)]
     for thread in threads:
         thread.start()
     run(driver, lambda: received)
@@ -225,7 +225,7 @@ def test_pause_inside_received(driver, pair) -> None:
     """An owner may pause at each piece; all of 1 MiB still arrives."""
     near, far = pair
     owner = own(driver, near, Owner(lambda me, data: me.stream.pause()))
-    sender = threading.Thread(target=lambda: (far.sendall(PATTERN), far.shutdown(socket.SHUT_WR)))
+    sender = Peer(target=lambda: (far.sendall(PATTERN), far.shutdown(socket.SHUT_WR)))
     sender.start()
 
     def resumed() -> bool:
@@ -375,7 +375,7 @@ def test_connections_come_and_go_in_the_same_batch(driver) -> None:
                 if sock.recv(64) != word:
                     failures.append(word)
 
-    threads = [threading.Thread(target=client, args=(number,)) for number in range(8)]
+    threads = [Peer(target=client, args=(number,)) for number in range(8)]
     for thread in threads:
         thread.start()
     run(driver, lambda: len(served) == 320 and all(owner.losses for owner in served))
