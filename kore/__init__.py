@@ -1,5 +1,151 @@
-"""The public names of kore, a map and nothing else."""
+"""The public names of kore, a map and nothing else: below each module stand the names that live in it.
+
+A name is imported when it is first used, so that ``import kore`` takes some ten milliseconds where the event loop with
+asyncio takes seventy; what an application uses of the server is loaded by then anyway. Constants are here at once.
+Names that need parts which this version does not have are not here either.
+"""
 
 from __future__ import annotations
 
-from kore.version import __version__ as __version__
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from kore.application.constants import (
+    CONN_PROTO_HTTP,
+    CONN_PROTO_UNKNOWN,
+    CONN_PROTO_WEBSOCKET,
+    CONN_STATE_ESTABLISHED,
+    HTTP_METHOD_DELETE,
+    HTTP_METHOD_GET,
+    HTTP_METHOD_HEAD,
+    HTTP_METHOD_OPTIONS,
+    HTTP_METHOD_PATCH,
+    HTTP_METHOD_POST,
+    HTTP_METHOD_PUT,
+    LOG_ERR,
+    LOG_INFO,
+    LOG_NOTICE,
+    MODULE_LOAD,
+    MODULE_UNLOAD,
+    RESULT_ERROR,
+    RESULT_OK,
+    RESULT_RETRY,
+    TIMER_ONESHOT,
+    WEBSOCKET_BROADCAST_GLOBAL,
+    WEBSOCKET_BROADCAST_LOCAL,
+    WEBSOCKET_OP_BINARY,
+    WEBSOCKET_OP_TEXT,
+)
+from kore.version import __version__
+
+if TYPE_CHECKING:  # the same map once more, for type checkers and editors; a test compares the two
+    from kore.application.declared import app, config, prerequest
+    from kore.application.domains import PyDomain as pydomain  # noqa: N813 (the name is the reference's)
+    from kore.application.domains import PyRoute as pyroute  # noqa: N813 (the name is the reference's)
+    from kore.application.domains import domain, route
+    from kore.application.privileges import privsep
+    from kore.application.servers import server
+    from kore.http.request import Request as pyhttp_request  # noqa: N813 (the name is the reference's)
+    from kore.process.calls import fatal, fatalx, log, setname, shutdown, sigtrap, worker
+    from kore.reactor.locks import PyLock as pylock  # noqa: N813 (the name is the reference's)
+    from kore.reactor.locks import lock
+    from kore.reactor.queues import PyQueue as pyqueue  # noqa: N813 (the name is the reference's)
+    from kore.reactor.queues import queue
+    from kore.reactor.tasks import coroname, corotrace, task_create, task_id, task_kill
+    from kore.reactor.timers import PyTimer as pytimer  # noqa: N813 (the name is the reference's)
+    from kore.reactor.timers import time, timer
+    from kore.reactor.trace import tracer
+    from kore.reactor.waits import gather, suspend
+
+_HOMES = {
+    "kore.application.declared": ("app", "config", "prerequest"),
+    "kore.application.domains": ("PyDomain as pydomain", "PyRoute as pyroute", "domain", "route"),
+    "kore.application.privileges": ("privsep",),
+    "kore.application.servers": ("server",),
+    "kore.http.request": ("Request as pyhttp_request",),
+    "kore.process.calls": ("fatal", "fatalx", "log", "setname", "shutdown", "sigtrap", "worker"),
+    "kore.reactor.locks": ("PyLock as pylock", "lock"),
+    "kore.reactor.queues": ("PyQueue as pyqueue", "queue"),
+    "kore.reactor.tasks": ("coroname", "corotrace", "task_create", "task_id", "task_kill"),
+    "kore.reactor.timers": ("PyTimer as pytimer", "time", "timer"),
+    "kore.reactor.trace": ("tracer",),
+    "kore.reactor.waits": ("gather", "suspend"),
+}
+
+__all__ = [
+    "CONN_PROTO_HTTP",
+    "CONN_PROTO_UNKNOWN",
+    "CONN_PROTO_WEBSOCKET",
+    "CONN_STATE_ESTABLISHED",
+    "HTTP_METHOD_DELETE",
+    "HTTP_METHOD_GET",
+    "HTTP_METHOD_HEAD",
+    "HTTP_METHOD_OPTIONS",
+    "HTTP_METHOD_PATCH",
+    "HTTP_METHOD_POST",
+    "HTTP_METHOD_PUT",
+    "LOG_ERR",
+    "LOG_INFO",
+    "LOG_NOTICE",
+    "MODULE_LOAD",
+    "MODULE_UNLOAD",
+    "RESULT_ERROR",
+    "RESULT_OK",
+    "RESULT_RETRY",
+    "TIMER_ONESHOT",
+    "WEBSOCKET_BROADCAST_GLOBAL",
+    "WEBSOCKET_BROADCAST_LOCAL",
+    "WEBSOCKET_OP_BINARY",
+    "WEBSOCKET_OP_TEXT",
+    "__version__",
+    "app",
+    "config",
+    "coroname",
+    "corotrace",
+    "domain",
+    "fatal",
+    "fatalx",
+    "gather",
+    "lock",
+    "log",
+    "prerequest",
+    "privsep",
+    "pydomain",
+    "pyhttp_request",
+    "pylock",
+    "pyqueue",
+    "pyroute",
+    "pytimer",
+    "queue",
+    "route",
+    "server",
+    "setname",
+    "shutdown",
+    "sigtrap",
+    "suspend",
+    "task_create",
+    "task_id",
+    "task_kill",
+    "time",
+    "timer",
+    "tracer",
+    "worker",
+]
+
+# Public name to its module and its name there.
+_MAP = {entry.split()[-1]: (home, entry.split()[0]) for home, entries in _HOMES.items() for entry in entries}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name at its first use; PEP 562. From then on it is an ordinary attribute."""
+    try:
+        home, there = _MAP[name]
+    except KeyError:
+        raise AttributeError(f"module 'kore' has no attribute {name!r}", name=name) from None
+    value: object = getattr(import_module(home), there)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

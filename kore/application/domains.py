@@ -1,0 +1,314 @@
+"""``kore.domain`` and ``kore.route``: which host names a server answers for, and what answers.
+
+Declarations only: they are put into routers when the application is declared whole (plan.py). That is why a route
+may be declared before its domain, and why the order of servers, domains and options matters only where a name is
+looked up. Kore-api.md section 8 has the rules, and says which of the C platform's are mistakes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import FileIO
+from re import Pattern
+from typing import Any, TypeVar
+
+from kore.application import arguments, privileges, route_options
+from kore.application.declared import application
+from kore.application.kinds import shown
+from kore.application.route_options import Auth, DeclaredRoute
+from kore.application.servers import DEFAULT_NAME, Listener
+from kore.errors import ConfigurationError
+from kore.reactor.names import made, public
+
+Handler = TypeVar("Handler", bound=Callable[..., Any])
+
+NAME_MAX = 253
+"""Characters of a host name, RFC 1035 2.3.4."""
+
+VERIFY_DEPTH_MAX = 100
+"""Longest chain of certificates: OpenSSL's own bound."""
+
+REDIRECT_STATUSES = range(300, 600)
+"""Statuses of a redirect: 3xx, and the errors that the reference's `return` answers with."""
+
+ACCESSLOG_MODE = 0o644
+
+
+@dataclass(frozen=True, slots=True)
+class DomainTls:
+    """The certificates of a domain on a TLS server, and what it asks of its clients."""
+
+    cert: str
+    key: str
+    acme: bool
+    client_verify: str | None
+    verify_depth: int
+    crl: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Filemap:
+    """Files below `directory` (relative to the root of the workers) are served below `url`."""
+
+    url: str
+    directory: str
+    auth: Auth | None
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """Requests whose path is found by `pattern` are answered with `status` and a location made from `target`."""
+
+    pattern: Pattern[str]
+    status: int
+    target: str
+
+
+@public("domain")
+class PyDomain:
+    """A domain of a server; made by kore.domain(). Source: reference, "domain"; kore-api.md 8.1."""
+
+    __slots__ = ("_accesslog", "filemap_list", "listener", "name", "redirect_list", "tls")
+
+    name: str
+    listener: Listener
+    tls: DomainTls | None
+    filemap_list: list[Filemap]
+    redirect_list: list[Redirect]
+    _accesslog: FileIO | None
+
+    def route(self, path: str, callback: Callable[..., Any], /, **keywords: Any) -> None:
+        """Let `callback(req, *captures)` answer requests for `path`.
+
+        A path that starts with "/" is that text exactly; any other is a POSIX extended regular expression that is
+        searched for, and its groups become arguments. Keywords: `methods`, `auth`, `hooks`, `qs`, and one dict of
+        parameters for each method. Raises TypeError and ConfigurationError (a ValueError) for what can't be used,
+        RuntimeError after the start. Source: reference, "domain.route"; kore-api.md 8.2 and 8.3.
+        """
+        application.check_open("domain.route")
+        application.routes.append(route_options.declare(path, callback, self, keywords))
+
+    def filemaps(self, maps: dict[str, Any], /) -> None:
+        """Serve files: `maps` is a dict of URL (from "/" to "/") to directory, or to a tuple (directory, auth dict).
+
+        Directories are relative to the root of the workers and must exist. Raises RuntimeError for what can't be
+        used. Source: reference, "domain.filemaps"; kore-api.md 8.9.
+        """
+        application.check_open("domain.filemaps")
+        if not isinstance(maps, dict):
+            raise RuntimeError(f"filemaps: the maps are a dict, not {type(maps).__name__}")
+        # All or nothing: one bad entry leaves the others out too.
+        self.filemap_list += [_filemap(url, where) for url, where in maps.items()]
+
+    def redirect(self, regex: str, status: int, target: str, /) -> None:
+        """Answer requests whose path is found by `regex` with `status` and `target` as their location.
+
+        In `target`, $qs is the query string and $1 to $15 are the groups. Raises TypeError, ConfigurationError (a
+        ValueError) and, after the start, RuntimeError. Source: kore-api.md 8.10.
+        """
+        application.check_open("domain.redirect")
+        where = f"redirect {shown(regex)}"
+        pattern = route_options.pattern(where, arguments.text("redirect: the regex", regex))
+        number = arguments.integer(f"{where}: the status", status, REDIRECT_STATUSES[0], REDIRECT_STATUSES[-1])
+        self.redirect_list.append(Redirect(pattern, number, route_options.location(f"{where}: the target", target)))
+
+    @property
+    def accesslog(self) -> str:
+        """The path of the access log: write-only, once; the file is opened for appending at the assignment.
+
+        Raises AttributeError when read, TypeError for what is no path, RuntimeError when it is set already or can't be
+        opened, or after the start. Source: kore-api.md 8.11.
+        """
+        raise AttributeError("accesslog can be assigned to, not read")
+
+    @accesslog.setter
+    def accesslog(self, path: str) -> None:
+        application.check_open("domain.accesslog")
+        path = arguments.path(f"domain {self.name!r}: accesslog", path)
+        if self._accesslog is not None:
+            raise RuntimeError(f"domain {self.name!r}: accesslog is {self._accesslog.name!r} already")
+        try:
+            self._accesslog = FileIO(path, "ab", opener=_open_log)
+        except OSError as problem:
+            reason = f"{problem.strerror} (errno {problem.errno})"
+            raise RuntimeError(f"domain {self.name!r}: cannot open accesslog {path!r}: {reason}") from None
+
+    @property
+    def accesslog_file(self) -> FileIO | None:
+        """The open access log, for the parent to write to."""
+        return self._accesslog
+
+    def __repr__(self) -> str:
+        return f"<kore.domain {self.name!r} on {self.listener.url}>"
+
+
+@public("route")
+class PyRoute:
+    """What kore.route() remembers until it is given the handler."""
+
+    __slots__ = ("_domain", "_keywords", "_path")
+
+    _path: str
+    _domain: PyDomain | str | None
+    _keywords: dict[str, Any]
+
+    def inner(self, handler: Handler, /) -> Handler:
+        """Register `handler` and return it unchanged: the decorator itself. Raises as kore.domain's route."""
+        application.check_open("route")
+        application.routes.append(route_options.declare(self._path, handler, self._domain, self._keywords))
+        return handler
+
+
+def domain(
+    host: str,
+    /,
+    *,
+    attach: Any = DEFAULT_NAME,
+    cert: Any = None,
+    key: Any = None,
+    acme: Any = False,
+    client_verify: Any = None,
+    verify_depth: Any = 1,
+    crl: Any = None,
+) -> PyDomain:
+    """Declare a domain on the server called `attach`, and return it for its routes.
+
+    `host` is a name or a shell pattern (``*.example.com``, ``*``), compared without regard to case. Without a usable
+    `attach` the domain belongs to the only server there is. On a TLS server it needs `cert` and `key`, or `acme`;
+    `client_verify` is a file of certificate authorities that clients must have a certificate from, at most
+    `verify_depth` steps away, minus the revoked ones of `crl`. On other servers all of these are ignored.
+
+    Raises RuntimeError when the server does not exist, the name is on it already, certificates are missing, and after
+    the start; TypeError and ValueError for arguments that can't be used. Source: reference, "domain"; kore-api.md 8.1.
+    """
+    application.check_open("domain")
+    name = arguments.text("domain: the name", host)
+    if len(name) > NAME_MAX or any(character <= " " or character == "\x7f" for character in name):
+        raise ConfigurationError(f"domain {shown(name)}: allowed is a name of at most {NAME_MAX} characters, no spaces")
+    listener = _attached(name, attach)
+    for other in application.domains:
+        if other.listener is listener and same_name(other.name, name):
+            raise RuntimeError(f"domain {name!r}: server {listener.name!r} has it already as {other.name!r}")
+    made_domain = made(PyDomain)
+    made_domain.name = name
+    made_domain.listener = listener
+    made_domain.tls = None
+    if listener.tls:
+        made_domain.tls = _tls(name, cert, key, acme, client_verify, verify_depth, crl)
+    made_domain.filemap_list = []
+    made_domain.redirect_list = []
+    made_domain._accesslog = None
+    application.domains.append(made_domain)
+    return made_domain
+
+
+def route(path: str, /, *, domain: Any = None, **keywords: Any) -> Callable[[Handler], Handler]:
+    """A decorator: let the function answer requests for `path`, of the domain called `domain` or of the only one.
+
+    The other keywords are those of a domain's route. The domain is looked for when the application is declared whole,
+    so it may be declared later; a name that several servers have stands for all of them. Raises as a domain's route.
+    Source: kore-api.md 7.6 and 8.2.
+    """
+    application.check_open("route")
+    path = arguments.text("route: the path", path)
+    if domain is not None and not isinstance(domain, (str, PyDomain)):
+        raise TypeError(f"route {path!r}: domain is the name of a domain, not {type(domain).__name__}")
+    pending = made(PyRoute)
+    pending._path, pending._domain, pending._keywords = path, domain, keywords
+    return pending.inner
+
+
+def _open_log(path: str, flags: int) -> int:
+    # O_NOCTTY: a terminal given as a log must not become the controlling one, open(2).
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NOCTTY, ACCESSLOG_MODE)
+
+
+def same_name(one: str, other: str) -> bool:
+    """Whether two host names or patterns are the same text: case and a dot at the end do not count, RFC 1034 3.1."""
+    return _plain(one) == _plain(other)
+
+
+def domains_of(declared: DeclaredRoute) -> list[PyDomain]:
+    """The domains a route belongs to. Raises ConfigurationError when that is not clear."""
+    wanted = declared.domain
+    if isinstance(wanted, PyDomain):
+        return [wanted]
+    names = ", ".join(dict.fromkeys(repr(known.name) for known in application.domains)) or "none"
+    if wanted is not None:
+        found = [known for known in application.domains if same_name(known.name, wanted)]
+        if not found:
+            message = f"route {declared.path!r}: there is no domain {wanted!r}; declared are: {names}"
+            raise ConfigurationError(message)
+        return found
+    if len(application.domains) != 1:
+        advice = "call kore.domain()" if not application.domains else f"say which by domain=...; declared are: {names}"
+        message = f"belongs to the only domain, but there are {len(application.domains)}; {advice}"
+        raise ConfigurationError(f"route {declared.path!r}: {message}")
+    return application.domains
+
+
+def _attached(name: str, attach: Any) -> Listener:
+    wanted = attach if isinstance(attach, str) else DEFAULT_NAME
+    found = application.listeners.get(wanted)
+    if found is not None:
+        return found
+    if not application.listeners:
+        raise RuntimeError(f"domain {name!r}: there is no server to attach it to; call kore.server() first")
+    if wanted == DEFAULT_NAME and len(application.listeners) == 1:
+        # An application written for the C platform may name its server by position, which that platform ignored.
+        return next(iter(application.listeners.values()))
+    servers = ", ".join(repr(server) for server in application.listeners)
+    raise RuntimeError(f"domain {name!r}: there is no server {wanted!r}; declared are: {servers}")
+
+
+def _tls(
+    name: str, cert: Any, key: Any, acme: Any, client_verify: Any, verify_depth: Any, crl: Any
+) -> DomainTls:
+    where = f"domain {name!r}"
+    automatic = arguments.boolean(f"{where}: acme", acme)
+    if automatic:
+        if any(character in name for character in "*?["):
+            raise RuntimeError(f"{where}: ACME gives certificates for names only, not for patterns")
+        cert, key = f"certificates/{name}/fullchain.pem", f"certificates/{name}/key.pem"
+    elif cert is None or key is None:
+        raise RuntimeError(f"{where}: its server speaks TLS; give cert and key, or acme=True")
+    return DomainTls(
+        arguments.path(f"{where}: cert", cert),
+        arguments.path(f"{where}: key", key),
+        automatic,
+        None if client_verify is None else arguments.path(f"{where}: client_verify", client_verify),
+        arguments.integer(f"{where}: verify_depth", verify_depth, 0, VERIFY_DEPTH_MAX),
+        None if crl is None else arguments.path(f"{where}: crl", crl),
+    )
+
+
+def _filemap(url: Any, where: Any) -> Filemap:
+    if not isinstance(url, str):
+        raise RuntimeError(f"filemaps: the URL is a str, not {type(url).__name__}")
+    if not (url.startswith("/") and url.endswith("/")) or "\0" in url:
+        raise RuntimeError(f"filemaps: the URL {url!r} must start and end with '/'")
+    auth: Auth | None = None
+    directory = where
+    if isinstance(where, tuple):
+        if len(where) != 2 or not isinstance(where[1], dict):
+            raise RuntimeError(f"filemaps: {url!r} has {shown(where)}; allowed is a path, or a path and an auth dict")
+        directory = where[0]
+        try:
+            auth = route_options.auth_of(f"filemaps: {url!r}", where[1])
+        except (TypeError, ValueError) as problem:
+            raise RuntimeError(str(problem)) from None
+    try:
+        directory = arguments.path(f"filemaps: the directory of {url!r}", directory)
+    except (TypeError, ValueError) as problem:
+        raise RuntimeError(str(problem)) from None
+    # Relative to where the workers will be, as far as that is known by now; an absolute path stays what it is.
+    if not os.path.exists(os.path.join(privileges.worker_root(), directory)):
+        raise RuntimeError(f"filemaps: {directory!r}, the directory of {url!r}, does not exist")
+    return Filemap(url, directory, auth)
+
+
+def _plain(name: str) -> str:
+    lowered = name.lower()
+    return lowered[:-1] if lowered.endswith(".") and len(lowered) > 1 else lowered

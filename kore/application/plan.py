@@ -1,0 +1,175 @@
+"""The Plan: everything that was declared, in one frozen record that the processes work from.
+
+`freeze` makes it once, in the parent and before any fork. What can only be seen when the declaration is whole is
+checked here: which domain a route belongs to, whether routes collide, whether options go together.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from io import FileIO
+from types import MappingProxyType
+from typing import Any
+
+from kore.application import config as options
+from kore.application import privileges
+from kore.application.declared import Application
+from kore.application.declared import application as the_application
+from kore.application.domains import DomainTls, Filemap, PyDomain, Redirect, domains_of
+from kore.application.loading import Hooks, hooks_of
+from kore.application.privileges import Deployment, Privileges
+from kore.application.route_options import DeclaredRoute
+from kore.application.servers import Listener, set_backlog
+from kore.application.settings import Settings
+from kore.errors import ConfigurationError
+from kore.http.routes import Domain, Route, Router, method_mask
+from kore.reactor import tasks
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedDomain:
+    """What a domain has besides its routes."""
+
+    name: str
+    server: str
+    tls: DomainTls | None
+    filemaps: tuple[Filemap, ...]
+    redirects: tuple[Redirect, ...]
+    accesslog: FileIO | None
+    """Open for appending since it was declared; the parent writes to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """An application, declared whole."""
+
+    settings: Settings
+    listeners: tuple[Listener, ...]
+    routers: Mapping[str, Router]
+    """By the name of the listener."""
+    domains: tuple[PlannedDomain, ...]
+    prerequests: tuple[Callable[..., Any], ...]
+    hooks: Hooks
+    privileges: Mapping[str, Privileges]
+    """For "worker", "keymgr" and "acme", with what the latter two inherit."""
+    deployment: Deployment
+    tasks: int
+    """Tasks created so far: each runs once in every worker."""
+    title: str | None
+    """The name for process titles, from kore.setname()."""
+    signals: tuple[int, ...]
+    """Signals trapped before the start, from kore.sigtrap(): every worker traps them."""
+    notices: tuple[str, ...]
+    """Lines for the log at start: what was declared and this version does not do."""
+
+    def close(self) -> None:
+        """Close the listeners, remove socket files, close access logs. The parent calls it at its end."""
+        for listener in self.listeners:
+            listener.close()
+        for domain in self.domains:
+            if domain.accesslog is not None:
+                domain.accesslog.close()
+
+
+def freeze(*, application: Application = the_application, euid: int | None = None) -> Plan:
+    """End the declarations and make the Plan. Raises ConfigurationError for what can't be used together.
+
+    `euid` is the user that the deployment is judged by, that of this process unless given.
+    """
+    application.check_open("freeze")
+    settings = options.snapshot(application.config)
+    if settings.file is not None:
+        message = "configuration files are not read by this version; set the options in the application"
+        raise ConfigurationError(f"kore.config.file = {settings.file!r}: {message}")
+    for listener in application.listeners.values():
+        if listener.tls:
+            message = f"server {listener.name!r}: TLS is not available in this version; use tls=False"
+            raise ConfigurationError(message)
+        set_backlog(listener, settings.socket_backlog)
+    routers = _routers(application)
+    resolved = privileges.resolve(application.privileges, settings)
+    plan = Plan(
+        settings=settings,
+        listeners=tuple(application.listeners.values()),
+        routers=MappingProxyType(routers),
+        domains=tuple(_planned(domain) for domain in application.domains),
+        prerequests=tuple(application.prerequests),
+        hooks=Hooks() if application.loaded is None else hooks_of(application.loaded.module),
+        privileges=MappingProxyType(resolved),
+        deployment=privileges.deployment(settings, resolved["worker"], os.geteuid() if euid is None else euid),
+        tasks=len(tasks.pending_tasks),
+        title=application.title,
+        signals=tuple(application.signals),
+        notices=tuple(_notices(application)),
+    )
+    options.freeze(application.config)
+    application.frozen = True
+    return plan
+
+
+def _routers(application: Application) -> dict[str, Router]:
+    """A router for every listener, its domains and their routes in the order of their declaration."""
+    installed: dict[PyDomain, list[Route]] = {domain: [] for domain in application.domains}
+    index = 0
+    for declared in application.routes:
+        for domain in domains_of(declared):
+            installed[domain].append(_route(declared, domain, index))
+            index += 1
+    routers: dict[str, Router] = {}
+    for name, listener in application.listeners.items():
+        own = (domain for domain in application.domains if domain.listener is listener)
+        routers[name] = Router(Domain(domain.name, installed[domain]) for domain in own)
+    return routers
+
+
+def _route(declared: DeclaredRoute, domain: PyDomain, index: int) -> Route:
+    return Route(
+        declared.path,
+        # Fail closed: as long as nothing checks who may use it, nobody may.
+        declared.handler if declared.auth is None else _forbidden,
+        method_mask(declared.methods),
+        parameters=declared.parameters,
+        auth=declared.auth,
+        hooks=declared.hooks,
+        domain=domain.name,
+        index=index,
+        name=f"{domain.name} {declared.path}",
+    )
+
+
+def _forbidden(request: Any, *_captures: str) -> None:
+    request.response(403, None)
+
+
+def _planned(domain: PyDomain) -> PlannedDomain:
+    return PlannedDomain(
+        domain.name,
+        domain.listener.name,
+        domain.tls,
+        tuple(domain.filemap_list),
+        tuple(domain.redirect_list),
+        domain.accesslog_file,
+    )
+
+
+def _notices(application: Application) -> Iterator[str]:
+    """One line for each kind of thing that was declared, checked and kept, and that nothing serves yet."""
+    for route in application.routes:
+        if route.auth is not None:
+            yield f"route {route.path!r}: auth is not checked by this version; every request is answered with 403"
+        if route.parameters:
+            yield f"route {route.path!r}: parameters are not parsed by this version"
+        if route.hooks is not None:
+            yield f"route {route.path!r}: hooks are not called by this version"
+    for domain in application.domains:
+        for what, there in (
+            ("filemaps are", domain.filemap_list),
+            ("redirects are", domain.redirect_list),
+            ("an access log is", domain.accesslog_file),
+        ):
+            if there:
+                yield f"domain {domain.name!r}: {what} not served by this version"
+    if application.prerequests:
+        yield "prerequests are not called by this version"
