@@ -82,6 +82,12 @@ def turns(driver, count: int = 4) -> None:
         driver.wait(0)
 
 
+def run_until_lost(driver, owner: Owner) -> None:
+    """Until a stream is over; an engine may close the fd with its next submission."""
+    run(driver, lambda: owner.losses)
+    driver.wait(0)
+
+
 class Owner:
     """A stream's owner that remembers what it heard; `on_received` may answer."""
 

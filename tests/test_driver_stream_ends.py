@@ -9,12 +9,14 @@ from driver_harness import (
     ENGINES,
     NOT_THERE,
     SECONDS_MAX,
+    Peer,
     open_driver,
     own,
     processor_time,
     read_all,
     reset,
     run,
+    run_until_lost,
     same,
     tcp_pair,
     turns,
@@ -59,7 +61,7 @@ def test_write_after_the_peer_ended(driver, pair) -> None:
     thread = Peer(target=lambda: reader.append(read_all(far)))
     owner.stream.close()
     thread.start()
-    run(driver, lambda: owner.losses)
+    run_until_lost(driver, owner)
     thread.join(SECONDS_MAX)
     assert same(reader[0], b"answer" + bytes(TEN_MIB))
     assert owner.ends == 1
@@ -88,7 +90,7 @@ def test_finish_sends_the_end_after_the_output(driver, pair) -> None:
     run(driver, lambda: owner.data == b"still heard")
     assert not owner.losses
     owner.stream.close()
-    run(driver, lambda: owner.losses)
+    run_until_lost(driver, owner)
     assert owner.losses == [0]
     assert far.recv(8) == b""
 
@@ -107,7 +109,7 @@ def test_finish_on_an_idle_stream(driver, pair) -> None:
     driver.wait(0.2)
     assert processor_time() - before < 0.1, "a stream closed both ways keeps the processor busy"
     owner.stream.close()
-    run(driver, lambda: owner.losses)
+    run_until_lost(driver, owner)
     assert owner.losses == [0]
 
 
@@ -122,7 +124,7 @@ def test_close_sends_what_was_written(driver, pair) -> None:
     received = []
     thread = Peer(target=lambda: received.append(len(read_all(far))))
     thread.start()
-    run(driver, lambda: owner.losses)
+    run_until_lost(driver, owner)
     thread.join(SECONDS_MAX)
     assert owner.losses == [0]
     assert owner.drains == 0
@@ -145,7 +147,7 @@ def test_input_after_close_is_not_delivered(driver, pair) -> None:
     assert not owner.data
     thread = Peer(target=lambda: read_until_end(far))
     thread.start()
-    run(driver, lambda: owner.losses)
+    run_until_lost(driver, owner)
     thread.join(SECONDS_MAX)
     assert owner.losses == [0]
 
@@ -168,7 +170,7 @@ def test_close_with_nothing_to_send(driver, pair) -> None:
     far.sendall(b"unread")
     owner.stream.close()
     owner.stream.close()
-    run(driver, lambda: owner.losses)
+    run_until_lost(driver, owner)
     for late in (owner.stream.close, owner.stream.abort, owner.stream.finish, owner.stream.pause, owner.stream.resume):
         late()
     owner.stream.write(b"x")
@@ -185,7 +187,7 @@ def test_write_after_close_is_dropped(driver, pair) -> None:
     owner.stream.write(b"before")
     owner.stream.close()
     owner.stream.write(b"after")
-    run(driver, lambda: owner.losses)
+    run_until_lost(driver, owner)
     assert read_all(far) == b"before"
 
 
@@ -199,7 +201,7 @@ def test_abort_drops_what_was_written(driver, pair) -> None:
     owner.stream.write(b"more")
     owner.stream.abort()
     owner.stream.abort()
-    run(driver, lambda: owner.losses)
+    run_until_lost(driver, owner)
     assert owner.losses == [0]
     assert len(read_until_end(far)) < TEN_MIB
 
@@ -213,7 +215,7 @@ def test_abort_after_close(driver, pair) -> None:
     turns(driver)
     assert not owner.losses
     owner.stream.abort()
-    run(driver, lambda: owner.losses)
+    run_until_lost(driver, owner)
     assert owner.losses == [0]
 
 
@@ -223,7 +225,7 @@ def test_reset_by_the_peer(driver) -> None:
     owner = own(driver, near)
     turns(driver)
     reset(far)
-    run(driver, lambda: owner.losses)
+    run_until_lost(driver, owner)
     assert owner.losses[0] in NOT_THERE
     assert not owner.ends
     turns(driver)
@@ -236,7 +238,7 @@ def test_reset_while_output_waits(driver) -> None:
     owner.stream.write(bytes(TEN_MIB))
     turns(driver)
     reset(far)
-    run(driver, lambda: owner.losses)
+    run_until_lost(driver, owner)
     assert owner.losses[0] in NOT_THERE
     assert owner.drains == 0
 
@@ -249,7 +251,7 @@ def test_reset_while_closing(driver) -> None:
     owner.stream.close()
     turns(driver)
     reset(far)
-    run(driver, lambda: owner.losses)
+    run_until_lost(driver, owner)
     assert owner.losses == [0]
 
 
@@ -262,7 +264,7 @@ def test_reset_after_the_end_of_input(driver) -> None:
     turns(driver)
     assert not owner.losses
     reset(far)
-    run(driver, lambda: owner.losses)
+    run_until_lost(driver, owner)
     assert owner.losses[0] in NOT_THERE
 
 
@@ -272,7 +274,7 @@ def test_unix_peer_gone_after_the_end_of_input(driver) -> None:
     owner = own(driver, near)
     far.sendall(b"bye")
     far.close()
-    run(driver, lambda: owner.losses)
+    run_until_lost(driver, owner)
     assert owner.data == b"bye"
     assert owner.ends == 1
     assert owner.losses[0] in NOT_THERE
@@ -287,7 +289,7 @@ def test_write_to_a_dead_peer(driver) -> None:
     reset(far)
     owner.stream.write(b"x")
     owner.stream.write(b"y")
-    run(driver, lambda: owner.losses)
+    run_until_lost(driver, owner)
     assert owner.losses[0] in NOT_THERE
 
 
@@ -299,5 +301,5 @@ def test_input_before_a_reset_is_delivered(driver) -> None:
     owner = own(driver, near)
     run(driver, lambda: owner.data)
     reset(far)
-    run(driver, lambda: owner.losses)
+    run_until_lost(driver, owner)
     assert owner.data == b"last words"
