@@ -41,6 +41,7 @@ def open_driver(io: str) -> Iterator[object]:
     """For fixtures: a driver that is closed afterwards, and leaves no fd behind."""
     before = fds()
     driver = make_driver(io)
+    driver.wait(0)  # what it opened to try itself out is closed
     yield driver
     driver.close()
     left = fds() - before
