@@ -67,6 +67,18 @@ def test_other_figures_of_targets() -> None:
     assert found.against(by_figure["start_seconds"]) == (None, None)
 
 
+def test_a_late_generator_measures_nothing() -> None:
+    """A round in which the generator itself was held up tells nothing about p99."""
+    found = results.Results()
+    target = next(target for target in TARGETS if target.figure == "p99_above")
+    found.add("paced", "kore-uring", 0, measurement(1000, 8, p99=100, late=20))
+    found.add("paced", "nginx", 0, measurement(1000, 8, p99=30_000, late=30_000))
+    assert found.against(target) == (None, None)
+    found.add("paced", "kore-uring", 1, measurement(1000, 8, p99=120, late=20))
+    found.add("paced", "nginx", 1, measurement(1000, 8, p99=100, late=20))
+    assert found.against(target) == (20, None)
+
+
 def test_tables_and_json_take_what_is_there() -> None:
     """Missing servers and cases leave dashes, never an exception; JSON holds every round."""
     found = sample()

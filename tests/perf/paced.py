@@ -72,6 +72,7 @@ class Generator:
         missing: dict[int, int] = {}  # of an answer that comes in pieces
         began = clock()
         due, end = began, began + seconds
+        starving, available = False, began  # waiting for a free connection is the server's lateness, not ours
         while True:
             now = clock()
             if now >= end and (not due_of or now > end + LATE_SECONDS_MAX):
@@ -81,10 +82,11 @@ class Generator:
             while due <= now and due < end and free and budget:
                 budget -= 1
                 fd, sock = free.popleft()
-                late.append(now - due)
+                late.append(max(0.0, now - max(due, available)))
                 sock.send(request)
                 due_of[fd] = due
                 due += distance
+            starving = starving or (due <= now and due < end and not free)
             for fd, _event in poll(0):
                 got = receive[fd](buffer)
                 if got != length:
@@ -97,8 +99,11 @@ class Generator:
                         self.poller.unregister(fd)
                         due_of.pop(fd, None)
                         continue
-                answered.append(clock() - due_of.pop(fd))
+                arrived = clock()
+                answered.append(arrived - due_of.pop(fd))
                 free.append((fd, sockets[fd]))
+                if starving:
+                    starving, available = False, arrived
             if not free and not due_of:
                 break
         self.errors += len(due_of)
