@@ -94,9 +94,14 @@ class Program:
     def wait_for(self, pattern: str, seconds: float = SECONDS, count: int = 1) -> re.Match[str]:
         """The `count`-th match of `pattern` in the standard output, once it is there."""
         deadline = time.monotonic() + seconds
+        matches: list[re.Match[str]] = []
+        begin = 0
         with self._changed:
             while True:
-                matches = list(re.finditer(pattern, self.out))
+                # Whole lines are looked at once: a flood must not be searched again for each piece of it.
+                whole = self.out.rfind("\n") + 1
+                matches += re.compile(pattern).finditer(self.out, begin, whole)
+                begin = whole
                 if len(matches) >= count:
                     return matches[count - 1]
                 left = deadline - time.monotonic()
@@ -155,6 +160,10 @@ class Starter:
         program = self.kore(*arguments, "app.py", environment=environment)
         program.wait_for(READY)
         return program
+
+    def command(self, *command: str, environment: dict[str, str] | None = None) -> Program:
+        """Run any command."""
+        return self._start(list(command), self.directory, environment)
 
     def _start(self, command: list[str], cwd: Path, environment: dict[str, str] | None) -> Program:
         program = Program(command, cwd, environment)

@@ -89,6 +89,25 @@ def test_a_full_pipe_never_blocks_keeps_what_fits_and_counts_the_rest():
         os.close(writing)
 
 
+def test_a_flood_of_a_worker_does_not_hide_what_the_parent_says():
+    reading, writing = os.pipe()
+    try:
+        log = Log(DescriptorSink(writing))
+        for _ in range(2 * BACKLOG_BYTES_MAX // 1000):
+            log.write(LOG_INFO, "[wrk 1]", "x" * 1000)
+        log.parent(LOG_INFO, "worker 1 died")
+        os.set_blocking(reading, False)
+        received = b""
+        while log.sink.waiting_fd() is not None:
+            received += os.read(reading, 1 << 20)
+            log.flush()
+        received += os.read(reading, 1 << 20)
+        assert b"proc=[parent] log=[worker 1 died]" in received
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
 def test_a_reader_that_is_gone_costs_lines_only():
     reading, writing = os.pipe()
     os.close(reading)

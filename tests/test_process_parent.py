@@ -8,7 +8,10 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -349,3 +352,33 @@ serve(work, workers=1)
     assert program.wait() == 0
     assert program.out.count("from atexit 1") == 1
     assert program.out.count("over") == 1
+
+
+def test_as_process_1_of_a_container_it_buries_orphans(tmp_path):
+    probe = subprocess.run(["unshare", "-pf", "true"], capture_output=True, check=False)
+    if probe.returncode != 0:
+        pytest.skip(f"unshare(2) of the pid namespace: {probe.stderr.decode().strip()}")
+    script = HARNESS + """
+def work(place):
+    if os.fork() == 0:
+        if os.fork() == 0:
+            os.execvp("sleep", ["sleep", "0.2"])
+        os._exit(0)
+    os.wait()
+    return loop(place)
+assert os.getpid() == 1
+serve(work, workers=1)
+"""
+    with starter(tmp_path) as programs:
+        program = programs.command("unshare", "-pf", "--kill-child", sys.executable, "-c", script)
+        program.wait_for("ready: ")
+        (parent,) = children(program.pid)
+
+        def states():
+            listed = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+            return sorted(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in listed)
+
+        wait_until(lambda: len(states()) == 2, "the orphan has come to process 1")
+        wait_until(lambda: states() == ["S"], "the orphan is buried and the worker lives")
+        os.kill(parent, signal.SIGTERM)
+        assert program.wait() == 0

@@ -33,8 +33,13 @@ BACKLOG_BYTES_MAX = 1 << 20
 CLOSE_SECONDS_MAX = 2.0
 """How long the end of the server waits for a slow reader to take the last lines: they are the ones that explain it."""
 
+RESERVE_BYTES = 1 << 16
+"""More of it for the parent's own lines: a flood from a worker must not hide that worker's death."""
+
 PIECE_BYTES = 4096
 """What a pipe that poll(2) reports writable is sure to take without blocking (pipe(7): PIPE_BUF)."""
+
+PARENT = "[parent]"
 
 UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 SHORT_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
@@ -100,6 +105,7 @@ class DescriptorSink:
         self._backlog_bytes = 0
 
     def write(self, priority: int, label: str, text: str) -> bool:  # noqa: ARG002 (the line does not show it)
+        room = BACKLOG_BYTES_MAX + (RESERVE_BYTES if label == PARENT else 0)
         line = format_line(label, text, time.time())
         if not self._backlog:
             try:
@@ -109,7 +115,7 @@ class DescriptorSink:
                 return False
             if not line:
                 return True
-        elif self._backlog_bytes + len(line) > BACKLOG_BYTES_MAX:
+        elif self._backlog_bytes + len(line) > room:
             return False
         self._backlog.append(line)
         self._backlog_bytes += len(line)
@@ -220,7 +226,8 @@ class Log:
 
     def write(self, priority: int, label: str, text: str) -> None:
         """Log `text` as `label`. Never raises; a line the sink cannot take is counted."""
-        if (self._dropped and not self._report_dropped()) or not self.sink.write(priority, label, text):
+        gap = self._dropped and not self._report_dropped()
+        if (gap and label != PARENT) or not self.sink.write(priority, label, text):
             self._dropped += 1
 
     def _report_dropped(self) -> bool:
@@ -228,14 +235,14 @@ class Log:
         if self.sink.waiting_fd() is not None:
             return False
         text = f"{self._dropped} log lines were dropped: the log could not be written fast enough"
-        if not self.sink.write(LOG_NOTICE, "[parent]", text):
+        if not self.sink.write(LOG_NOTICE, PARENT, text):
             return False
         self._dropped = 0
         return True
 
     def parent(self, priority: int, text: str) -> None:
         """Log `text` as the parent."""
-        self.write(priority, "[parent]", text)
+        self.write(priority, PARENT, text)
 
     def flush(self) -> None:
         """Write what waits, without blocking, then the count of what was lost."""

@@ -329,6 +329,16 @@ class Parent:
                 pid, status = os.waitpid(seat.pid, os.WNOHANG)
                 if pid:
                     self._died(seat, Death(status))
+        if self._pid == 1:
+            self._reap_strangers()
+
+    def _reap_strangers(self) -> None:
+        """As process 1 of a container, bury the orphans that the kernel hands over, whoever started them."""
+        while any(seat.pid for seat in self.seats):
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is None or any(seat.pid == ended.si_pid for seat in self.seats):
+                return  # a worker's end is read where it means something, in the next turn
+            os.waitpid(ended.si_pid, 0)
 
     def _died(self, seat: Seat, death: Death) -> None:
         """What a worker's end means, by the life of the server."""
