@@ -24,9 +24,11 @@ def shown(head: Head) -> tuple[Any, ...]:
     return tuple(getattr(head, name) for name in Head.__slots__ if name != "resolution")
 
 
-def events(*pieces: bytes, body_bytes_max: int = 1000, header_bytes_max: int = 4096) -> list[Any]:
+def events(
+    *pieces: bytes, body_bytes_max: int = 1000, header_bytes_max: int = 4096, heads: HeadParser | None = None
+) -> list[Any]:
     """The events of the pieces fed one after the other: heads, whole bodies, END, and an error as (status, reason)."""
-    parser = RequestParser(HeadParser(header_bytes_max), body_bytes_max)
+    parser = RequestParser(heads or HeadParser(header_bytes_max), body_bytes_max)
     found: list[Any] = []
     for piece in pieces:
         parser.feed(piece)
