@@ -241,8 +241,8 @@ def test_close_with_operations_in_flight(driver, listener, pair) -> None:
 # --- several processes on one listener --------------------------------------------------------------------------
 
 
-def serve_connections(io: str, listener: socket.socket) -> None:
-    """A worker: to each connection the pid, then close. It ends when it is killed."""
+def serve_connections(io: str, listener: socket.socket, ready_fd: int) -> None:
+    """A worker: a byte when it accepts; to each connection its pid, then close. It ends when it is killed."""
     driver = make_driver(io)
     word = b"%d" % os.getpid()
 
@@ -254,6 +254,8 @@ def serve_connections(io: str, listener: socket.socket) -> None:
         owner.stream = driver.stream(fd, owner)
 
     driver.accept(listener.fileno(), accepted)
+    driver.wait(0)
+    os.write(ready_fd, b"x")
     while True:
         driver.wait(None)
 
@@ -265,16 +267,19 @@ def test_two_processes_share_a_listener(io: str, at_once: int) -> None:
     make_driver(io).close()  # skips here, in the parent
     workers = []
     shares: dict[bytes, int] = {}
-    with tcp_listener() as listener:
+    ready, ready_fd = os.pipe()
+    with tcp_listener() as listener, open(ready, "rb"), open(ready_fd, "wb"):
         try:
             for _ in range(2):
                 pid = os.fork()
                 if pid == 0:
                     try:
-                        serve_connections(io, listener)
+                        serve_connections(io, listener, ready_fd)
                     finally:
                         os._exit(1)
                 workers.append(pid)
+            for _ in workers:
+                os.read(ready, 1)
             for _ in range(200 // at_once):
                 clients = [
                     socket.create_connection(listener.getsockname(), timeout=SECONDS_MAX) for _ in range(at_once)]
