@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from kore.uring.operations import (
     ReadOperation,
     ReceiveOperation,
     RepeatedPoll,
+    SpliceOperation,
     TimeoutOperation,
     UringOperation,
     sockaddr,
@@ -39,7 +41,6 @@ from kore.uring.structures import (
     IORING_OP_SEND,
     IORING_OP_SENDMSG,
     IORING_OP_SHUTDOWN,
-    IORING_OP_SPLICE,
     IORING_OP_TIMEOUT,
     IORING_TIMEOUT_ETIME_SUCCESS,
     IOSQE_BUFFER_SELECT,
@@ -96,6 +97,7 @@ class UringDriver:
         self.next_key = 1
         self.dirty: list[Any] = []
         self.ending: list[Any] = []
+        self.losses: deque[tuple[StreamOwner, int]] = deque()
         self.starved: list[Any] = []
         self.resumed: list[UringStream] = []
         self.flying: list[tuple[int, Any, Any]] = []  # sends queued: stream key, data, what must live with it
@@ -103,6 +105,7 @@ class UringDriver:
         self.batch: Iterator[tuple[int, int, int]] = iter(())
         self.unfinished = False  # `batch` is not used up
         self.out_of_buffers = False
+        self.closed = False
         self.ring = Ring(entries)
         try:
             require_operations(self.ring)
@@ -158,13 +161,15 @@ class UringDriver:
             self._dispatch()
             timeout = 0.0
         if self.starved or self.resumed:
+            if self.resumed:
+                timeout = 0.0  # what was held back is heard now; its owner may want a turn
             self._restart()
         if self.dirty:
             self._flush()
         if ring.waiting:
             ring.make_room()
             timeout = 0.0
-        if self.ending or self.resumed:
+        if self.ending or self.resumed or self.losses:
             timeout = 0.0  # their sends are known to have succeeded only after this enter
         if ring.enter(0 if timeout == 0.0 else 1, timeout):
             self.flown, self.flying = self.flying, []  # sent, or a completion that is there now says how much
@@ -173,6 +178,8 @@ class UringDriver:
         self._dispatch()
         if self.ending:
             self._end()
+        if self.losses:
+            self._tell_losses()
 
     def _dispatch(self) -> None:
         """Handle the batch. If a callback raises, the rest is handled in the next turn."""
@@ -291,7 +298,9 @@ class UringDriver:
                 continue
             if stream.gone:
                 self.tear_down(stream, 0)
-            elif stream.out is not None or stream.stuck:
+            elif stream.stuck:
+                pass  # comes back when the rest is sent
+            elif stream.out is not None:
                 self.ending.append(stream)
             elif stream.closing:
                 self.tear_down(stream, 0)
@@ -299,18 +308,29 @@ class UringDriver:
                 stream.shut_down()
 
     def tear_down(self, stream: UringStream, error: int) -> None:
-        """The end of a stream: its fd is closed and its owner told, once."""
+        """The end of a stream: its fd is closed and its owner told, once, at the end of the turn."""
         if stream.fd < 0:
             return
         self.live.pop(stream.key, None)
         stream.release()
-        owner = stream.owner
+        if stream.owner is not None:
+            self.losses.append((stream.owner, 0 if stream.closing else error))
         stream.gone = stream.closing = stream.shut = True
         stream.fd = -1
         stream.out = stream.received = stream.receiver = stream.owner = None
         stream.stuck = 0
-        if owner is not None:
-            owner.lost(error)
+
+    def _tell_losses(self) -> None:
+        """Have the kernel close the fds, then tell the owners."""
+        self.ring.enter(0, 0.0, reap=False)
+        losses, self.losses = self.losses, deque()
+        while losses:
+            owner, error = losses.popleft()
+            try:
+                owner.lost(error)
+            except BaseException:
+                self.losses.extendleft(reversed(losses))  # the others hear of it in the next turn
+                raise
 
     def wake(self) -> None:
         """See kore.driver.Driver."""
@@ -321,7 +341,18 @@ class UringDriver:
 
     def close(self) -> None:
         """See kore.driver.Driver."""
+        if self.closed:
+            return
+        self.closed = True
         streams = [who for who in self.live.values() if isinstance(who, UringStream)]
+        for who in self.live.values():
+            if isinstance(who, UringOperation):
+                who.abandon()
+        self.ring.enter(0, 0.0)
+        for key, res, _ in self.ring.reap():
+            who = self.live.get(key)
+            if isinstance(who, UringOperation):
+                who.discard(res)
         self.live.clear()
         self.ring.close()
         for stream in streams:
@@ -329,6 +360,7 @@ class UringDriver:
             stream.fd = -1
             stream.gone = stream.closing = stream.shut = True
             stream.out = stream.received = stream.receiver = stream.owner = None
+        self.wake_fd = -1
         self._wake_sender.close()
         self.kept.clear()
         self.flying.clear()
@@ -396,14 +428,9 @@ class UringDriver:
         self.push(IORING_OP_READ, 0, 0, fd, offset & 0xFFFFFFFFFFFFFFFF, operation.address, length, 0, operation.key)
         return operation
 
-    def splice(self, fd_in: int, offset_in: int, fd_out: int, length: int, callback: Result) -> UringOperation:
+    def splice(self, fd_in: int, offset_in: int, fd_out: int, length: int, callback: Result) -> SpliceOperation:
         """See kore.driver.Driver."""
-        operation = UringOperation(self, callback)
-        everywhere = 0xFFFFFFFFFFFFFFFF
-        self.push(
-            IORING_OP_SPLICE, 0, 0, fd_out, everywhere, offset_in & everywhere, length, 0, operation.key,
-            file_index=fd_in)
-        return operation
+        return SpliceOperation(self, callback, (fd_in, offset_in, fd_out, length))
 
     def shutdown(self, fd: int, how: int, callback: Result) -> UringOperation:
         """See kore.driver.Driver."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import select
 import struct
 from socket import AF_INET, AF_INET6, AF_UNIX, inet_pton
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from kore.uring.structures import (
     IORING_OP_ACCEPT,
     IORING_OP_ASYNC_CANCEL,
     IORING_OP_POLL_ADD,
+    IORING_OP_SPLICE,
     IOSQE_CQE_SKIP_SUCCESS,
 )
 
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 
 NOBODY = 0
 """user_data of entries whose completion nobody waits for; no operation has this key."""
+
+EVERYWHERE = 0xFFFFFFFFFFFFFFFF
+"""-1 as an unsigned offset: the file's position, or a pipe, which has none."""
 
 BYTES_OFFSET = bytes.__basicsize__ - 1
 """Where the bytes of a `bytes` object start behind its address: CPython's layout, tried by the driver at set-up."""
@@ -55,6 +60,10 @@ class UringOperation:
 
     def discard(self, res: int) -> None:
         """Dispose of a result nobody wants."""
+
+    def abandon(self) -> None:
+        """The driver closes: nobody is called any more."""
+        self.callback = None
 
     def cancel(self) -> None:
         """See kore.driver.Operation."""
@@ -89,6 +98,9 @@ class ReadOperation(UringOperation):
         self.buffer = buffer
         self.data_callback: DataResult | None = callback
 
+    def abandon(self) -> None:
+        self.callback = self.data_callback = None
+
     def deliver(self, res: int) -> None:
         """What was read, or the error."""
         if self.data_callback is not None:
@@ -108,6 +120,9 @@ class ReceiveOperation(UringOperation):
         super().__init__(driver, self.deliver)
         self.armed = True  # as a stream has it, for the driver's receive path
         self.data_callback: DataResult | None = callback
+
+    def abandon(self) -> None:
+        self.callback = self.data_callback = None
 
     def deliver(self, res: int) -> None:
         """The end of input, or an error; ENOBUFS cannot last, so the caller simply tries again."""
@@ -159,7 +174,7 @@ class AcceptOperation(UringOperation):
             elif self.callback is not None:
                 self.callback(res)
             else:
-                os.close(res)
+                self.discard(res)
             if not self.over and self.key in self.driver.live:
                 self.submit()
         elif not self.over:
@@ -172,10 +187,55 @@ class AcceptOperation(UringOperation):
             if callback is not None and self.over:
                 callback(self.over)
 
+    def discard(self, res: int) -> None:
+        if res >= 0:
+            os.close(res)
+
     def cancel(self) -> None:
         if not self.over:
             self.over = -errno.ECANCELED
             super().cancel()
+
+
+class SpliceOperation(UringOperation):
+    """A splice. Between non-blocking fds the kernel gives up (EAGAIN) instead of waiting: then both are polled."""
+
+    __slots__ = ("over", "splicing", "to_poll", "what")
+
+    def __init__(self, driver: UringDriver, callback: Result, what: tuple[int, int, int, int]) -> None:
+        super().__init__(driver, callback)
+        self.what = what
+        self.over = False
+        self.splicing = False  # else a poll is in flight
+        self.to_poll: list[tuple[int, int]] = []  # before the next try
+        self.submit()
+
+    def submit(self) -> None:
+        """Try, or poll first."""
+        fd_in, offset_in, fd_out, length = self.what
+        if self.to_poll:
+            fd, mask = self.to_poll.pop()
+            self.splicing = False
+            self.driver.push(IORING_OP_POLL_ADD, 0, 0, fd, 0, 0, 0, mask, self.key)
+        else:
+            self.splicing = True
+            self.driver.push(
+                IORING_OP_SPLICE, 0, 0, fd_out, EVERYWHERE, offset_in & EVERYWHERE, length, 0, self.key,
+                file_index=fd_in)
+
+    def complete(self, res: int, flags: int) -> None:
+        if self.splicing and res != -errno.EAGAIN:
+            super().complete(res, flags)
+        elif self.over or (res < 0 and not self.splicing):
+            super().complete(-errno.ECANCELED if self.over else res, flags)
+        else:
+            if self.splicing:
+                self.to_poll = [(self.what[2], select.POLLOUT), (self.what[0], select.POLLIN)]
+            self.submit()
+
+    def cancel(self) -> None:
+        self.over = True
+        super().cancel()
 
 
 class RepeatedPoll(UringOperation):

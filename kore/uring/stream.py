@@ -171,7 +171,7 @@ class UringStream(Stream):
         self.rest_offset = max(res, 0)
         self.stuck = len(data) - self.rest_offset
         self.send_rest()
-        if self.owner is not None and not self.closing:
+        if self.owner is not None:
             self.owner.stalled()
 
     def send_rest(self) -> None:
@@ -199,6 +199,8 @@ class UringStream(Stream):
         self.rest = None
         if self.out is not None:
             self.driver.dirty.append(self)
+        if self.finishing or self.closing:
+            self.driver.ending.append(self)
         if self.owner is not None and not self.closing:
             self.owner.drained()
 
