@@ -17,8 +17,55 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
+
+from kore import reactor
+from kore.errors import EngineError
+
 ROOT = Path(__file__).resolve().parent.parent
 READY = r"log=\[ready: "
+SERVER_APP = """
+import os
+import kore
+
+kore.config.deployment = "{deployment}"
+kore.config.workers = {workers}
+{options}
+
+kore.server("plain", ip="127.0.0.1", port="{port}", tls=False)
+home = kore.domain("*", attach="plain")
+
+@kore.route("/", domain=home, methods=["get"])
+def index(req):
+    req.response(200, b"hello")
+
+@kore.route("/pid", domain=home, methods=["get"])
+def pid(req):
+    req.response(200, str(os.getpid()).encode())
+
+@kore.route("/spin", domain=home, methods=["get"])
+def spin(req):
+    while True:
+        pass
+
+@kore.route("/slow", domain=home, methods=["get"])
+async def slow(req):
+    kore.log(kore.LOG_INFO, "slow begins")
+    await kore.suspend(500)
+    req.response(200, b"slow")
+
+@kore.route("/never", domain=home, methods=["get"])
+async def never(req):
+    kore.log(kore.LOG_INFO, "never begins")
+    try:
+        await kore.suspend(3600000)
+    finally:
+        kore.log(kore.LOG_INFO, "never ends")
+
+{text}
+"""
+"""An application with a fast, a slow, an endless and a spinning route; `text` may add to it."""
+
 SECONDS = 20.0
 """How long a test waits for what should take milliseconds, on a machine that is busy."""
 
@@ -68,6 +115,8 @@ class Program:
             command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
         self.pid = self.process.pid
+        self.address = ("", 0)
+        self.directory = cwd
         self._text = {"out": "", "err": ""}
         self._changed = threading.Condition()
         self._readers = [
@@ -161,6 +210,20 @@ class Starter:
         program.wait_for(READY)
         return program
 
+    def serve(
+        self, text: str = "", *arguments: str, workers: int = 2, options: str = "", deployment: str = "dev",
+        io: str | None = None, wait: bool = True,
+    ) -> Program:
+        """Start SERVER_APP on a free port, which is in the program's `address`."""
+        port = free_port()
+        source = SERVER_APP.format(text=text, workers=workers, options=options, port=port, deployment=deployment)
+        (self.directory / "app.py").write_text(source)
+        program = self.kore(*arguments, "app.py", environment={} if io is None else {"KORE_IO": io})
+        program.address = ("127.0.0.1", port)
+        if wait:
+            program.wait_for(READY)
+        return program
+
     def command(self, *command: str, environment: dict[str, str] | None = None) -> Program:
         """Run any command."""
         return self._start(list(command), self.directory, environment)
@@ -180,6 +243,19 @@ def starter(directory: Path) -> Iterator[Starter]:
     finally:
         for program in reversed(start.programs):
             program.stop()
+
+
+def pids_of(program: Program) -> list[int]:
+    """The pids of the workers, in their order, once they are ready."""
+    return [int(pid) for pid in program.wait_for(r"ready: .* pid ([\d ]+)\]")[1].split()]
+
+
+def skip_unless(engine: str) -> None:
+    """Skip the test, naming the call that fails, where `engine` cannot be had."""
+    try:
+        reactor.select_engine(engine)
+    except EngineError as error:
+        pytest.skip(str(error))
 
 
 def http_get(address: tuple[str, int] | str, path: str = "/", seconds: float = SECONDS) -> bytes:

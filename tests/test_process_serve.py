@@ -2,95 +2,41 @@
 
 from __future__ import annotations
 
-import errno
+import functools
 import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.support import READY, SECONDS, alive, children, free_port, http_get, starter, wait_until
-
-APP = """
-import os
-import kore
-
-kore.config.deployment = "{deployment}"
-kore.config.workers = {workers}
-{options}
-
-kore.server("plain", ip="127.0.0.1", port="{port}", tls=False)
-home = kore.domain("*", attach="plain")
-
-@kore.route("/", domain=home, methods=["get"])
-def index(req):
-    req.response(200, b"hello")
-
-@kore.route("/pid", domain=home, methods=["get"])
-def pid(req):
-    req.response(200, str(os.getpid()).encode())
-
-@kore.route("/spin", domain=home, methods=["get"])
-def spin(req):
-    while True:
-        pass
-
-@kore.route("/slow", domain=home, methods=["get"])
-async def slow(req):
-    kore.log(kore.LOG_INFO, "slow begins")
-    await kore.suspend(500)
-    req.response(200, b"slow")
-
-@kore.route("/never", domain=home, methods=["get"])
-async def never(req):
-    kore.log(kore.LOG_INFO, "never begins")
-    try:
-        await kore.suspend(3600000)
-    finally:
-        kore.log(kore.LOG_INFO, "never ends")
-
-{text}
-"""
+from tests.support import (
+    READY,
+    SECONDS,
+    SERVER_APP,
+    alive,
+    children,
+    free_port,
+    http_get,
+    pids_of,
+    skip_unless,
+    starter,
+    wait_until,
+)
 
 
 @pytest.fixture(params=["uring", "epoll"])
 def engine(request):
-    """Skip, naming the reason, where the kernel gives no ring."""
-    from kore import reactor
-    from kore.errors import EngineError
-
-    try:
-        reactor.select_engine(request.param)
-    except EngineError as error:
-        pytest.skip(str(error))
+    skip_unless(request.param)
     return request.param
 
 
 @pytest.fixture
 def start(tmp_path, engine):
     with starter(tmp_path) as programs:
-
-        def serve(text="", *arguments, workers=2, options="", deployment="dev", wait=True):
-            port = free_port()
-            source = APP.format(text=text, workers=workers, options=options, port=port, deployment=deployment)
-            (tmp_path / "app.py").write_text(source)
-            program = programs.kore(*arguments, "app.py", environment={"KORE_IO": engine})
-            program.address = ("127.0.0.1", port)
-            program.directory = tmp_path
-            if wait:
-                program.wait_for(READY)
-            return program
-
-        yield serve
-
-
-def pids_of(program) -> list[int]:
-    return [int(pid) for pid in program.wait_for(r"ready: .* pid ([\d ]+)\]")[1].split()]
+        yield functools.partial(programs.serve, io=engine)
 
 
 def stop(program) -> str:
@@ -484,15 +430,6 @@ def test_workers_hold_only_what_is_theirs(start):
         assert not [link for link in links if link.endswith((".log", ".pid"))]
 
 
-def test_no_ring_exists_in_the_parent(start, engine):
-    program = start()
-    links = [os.readlink(f"/proc/{program.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{program.pid}/fd")]
-    assert not [link for link in links if "io_uring" in link]
-    for pid in pids_of(program):
-        links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-        assert sum("io_uring" in link for link in links) == (1 if engine == "uring" else 0)
-
-
 def test_a_worker_that_does_not_accept_runs_its_tasks(start):
     program = start(
         "async def task():\n    kore.log(kore.LOG_INFO, 'task')\nkore.task_create(task())\n",
@@ -533,7 +470,7 @@ def test_a_flood_of_log_lines_from_a_handler_is_counted(start):
 def test_a_descriptor_limit_that_is_too_low_is_told(tmp_path, engine):
     with starter(tmp_path) as programs:
         (tmp_path / "app.py").write_text(
-            APP.format(
+            SERVER_APP.format(
                 text="", workers=1, deployment="dev", port=free_port(),
                 options="kore.config.worker_max_connections = 100000",
             )
@@ -543,68 +480,3 @@ def test_a_descriptor_limit_that_is_too_low_is_told(tmp_path, engine):
         program = programs.python(limited + run, environment={"KORE_IO": engine})
         program.wait_for(r"RLIMIT_NOFILE is 512, the hard limit")
         program.wait_for(READY)
-
-
-NO_RING = """
-import ctypes, os, struct, sys
-# A seccomp filter (seccomp(2)) as containers have it: io_uring_setup is EPERM, everything else is allowed.
-def step(code, jt, jf, k):
-    return struct.pack("HBBI", code, jt, jf, k)
-program = step(0x20, 0, 0, 0) + step(0x15, 0, 1, 425) + step(0x06, 0, 0, 0x00050001) + step(0x06, 0, 0, 0x7fff0000)
-code = ctypes.create_string_buffer(program)
-class Program(ctypes.Structure):
-    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
-libc = ctypes.CDLL(None)
-assert libc.prctl(38, 1, 0, 0, 0) == 0
-assert libc.prctl(22, 2, ctypes.byref(Program(4, ctypes.addressof(code))), 0, 0) == 0
-os.execv(sys.executable, [sys.executable, "-m", "kore", "app.py"])
-"""
-
-
-@pytest.fixture
-def ringless(tmp_path):
-    with starter(tmp_path) as programs:
-        source = APP.format(text="", workers=1, options="", port=free_port(), deployment="dev")
-        (tmp_path / "app.py").write_text(source)
-        yield lambda environment: programs.python(NO_RING, environment)
-
-
-def test_a_kernel_that_refuses_rings_is_a_line_of_the_log_and_epoll(ringless):
-    program = ringless({})
-    program.wait_for(READY)
-    line = program.wait_for(r"proc=\[parent\] log=\[(.*using epoll.*)\]\n")[1]
-    assert "io_uring_setup" in line or "io_uring_queue_init" in line
-    assert "errno 1" in line
-    assert "engine epoll" in program.out
-
-
-def test_a_ring_that_was_demanded_and_refused_is_no_start(ringless):
-    program = ringless({"KORE_IO": "uring"})
-    assert program.wait() == 1
-    assert program.err.startswith("kore: KORE_IO=uring: ")
-    assert program.err.count("\n") == 1
-    assert "ready" not in program.out
-
-
-def test_forced_engine_makes_no_call_of_the_other(start, engine, tmp_path):
-    if engine != "epoll":
-        pytest.skip("about epoll")
-    strace = subprocess.run(["which", "strace"], capture_output=True, check=False)
-    if strace.returncode != 0:
-        pytest.skip("strace is not installed")
-    source = APP.format(text="", workers=1, options="", port=free_port(), deployment="dev")
-    (tmp_path / "app.py").write_text(source)
-    with starter(tmp_path) as programs:
-        trace = "strace -f -qq -o trace -e trace=io_uring_setup,io_uring_enter,io_uring_register"
-        command = [*trace.split(), sys.executable, "-m", "kore", "app.py"]
-        program = programs.command(*command, environment={"KORE_IO": "epoll"})
-        try:
-            program.wait_for(READY)
-        except AssertionError:
-            if errno.errorcode[errno.EPERM] in program.err or "ptrace" in program.err:
-                pytest.skip("strace may not trace here")
-            raise
-        (pid,) = children(program.pid)
-        os.kill(pid, signal.SIGTERM)
-        program.wait()
-    assert "io_uring" not in (tmp_path / "trace").read_text()
