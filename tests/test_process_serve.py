@@ -336,9 +336,11 @@ def test_shutdown_in_a_handler_stops_the_server_and_answers(start):
 def test_a_production_server_goes_into_the_background_and_logs_to_its_file(start):
     options = "kore.config.logfile = 'kore.log'\nkore.config.pidfile = 'run.pid'"
     program = start(deployment="production", options=options, wait=False)
-    assert program.wait() == 0, program.err
-    pid = int((program.directory / "run.pid").read_text())
+    pidfile = program.directory / "run.pid"
+    wait_until(lambda: pidfile.exists() and pidfile.read_text(), "the daemon has written its pid")
+    pid = int(pidfile.read_text())
     try:
+        assert program.wait() == 0, program.err
         assert http_get(program.address).endswith(b"hello"), "the command returned when it served"
         assert os.readlink(f"/proc/{pid}/cwd") == str(program.directory)
         assert os.getsid(pid) != os.getsid(0)
