@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from kore.driver import Stream
 from kore.errors import ProtocolError
+from kore.http.answer import Pump, respond
 from kore.http.head import Head
 from kore.http.parser import END, RequestParser
 from kore.http.peer import Peer
-from kore.http.request import ANSWERED, ENDED, OPEN, STREAMING, Chunks, Request
-from kore.http.response import CHUNKED, CONTINUE, JOIN_BYTES_MAX, LAST_CHUNK, chunk, has_no_body, pretty_page
+from kore.http.request import ANSWERED, ENDED, OPEN, STREAMING, Request
+from kore.http.response import CONTINUE, pretty_page
 from kore.reactor.trace import report_exception
 
 if TYPE_CHECKING:
@@ -30,9 +31,6 @@ BURST_MAX = 64
 
 HELD_BYTES_MAX = 65536
 """Input kept while a handler runs; above it the connection is not read, and the client has to wait."""
-
-STREAM_BYTES = 65536
-"""Streamed body produced in one turn of the loop, or until the client has taken what there is."""
 
 TRAILING_MAX = 16
 """Handlers of one connection that still run after they answered; with more, the next request waits."""
@@ -50,9 +48,9 @@ class HttpConnection:
     """The owner of one stream. Made by `Service.accepted`; ends with `lost`."""
 
     __slots__ = (
-        "block", "bucket", "chunks", "close_after", "expires", "gone", "half_closed", "heading", "lingering", "parser", "parts",
-        "peer_object", "prepared", "ready", "receiving", "request", "server", "service", "stream", "stuck_at", "task",
-        "trailing", "write",
+        "block", "bucket", "close_after", "expires", "gone", "half_closed", "heading", "lingering", "parser", "parts",
+        "peer_object", "prepared", "pump", "ready", "receiving", "request", "server", "service", "stream", "stuck_at",
+        "task", "trailing", "write",
     )
 
     def __init__(self, service: Service, fd: int) -> None:
@@ -68,7 +66,7 @@ class HttpConnection:
         self.parts: list[bytes] | None = None
         self.task: Any = None  # its handler, when that is suspended
         self.trailing: set[Any] | None = None  # handlers that have answered but still run
-        self.chunks: Chunks | None = None  # a streamed body
+        self.pump: Pump | None = None  # what produces a streamed body
         self.close_after = False
         self.half_closed = False  # the client sent its FIN
         self.lingering = False
@@ -231,10 +229,10 @@ class HttpConnection:
             self.server.loop.call_later(PROBE_S, self.probe, self.request)
 
     def probe(self, request: Request) -> None:
-        """A client that sent its FIN either waits for the response still or is gone; TCP tells only when written to.
+        """A client that sent its FIN still waits for its response, or is gone: TCP tells only when written to.
 
-        So an interim response is sent, which every HTTP/1.1 client must accept (RFC 9110 15.2): one that is gone answers
-        with RST, and its handler is closed.
+        So an interim response is sent, which every HTTP/1.1 client must accept (RFC 9110 15.2): one that is gone
+        answers with RST, and its handler is closed.
         """
         if self.request is request and request._state == OPEN and not self.gone and request._prepared.head.minor:
             self.write(CONTINUE)
@@ -274,7 +272,7 @@ class HttpConnection:
         self.task = task
         self.expires = NEVER
         if request._state == ANSWERED:
-            self._release(request)
+            self.release(request)
 
     def handler_ended(self, request: Request, error: BaseException | None) -> None:
         """The coroutine of a suspended handler ended."""
@@ -309,7 +307,7 @@ class HttpConnection:
         else:
             self._next()
 
-    def _release(self, request: Request) -> None:
+    def release(self, request: Request) -> None:
         """`request` is answered while its handler still runs: let the next one come."""
         if self.request is not request or self.task is None or self.gone or request._state != ANSWERED:
             return
@@ -342,129 +340,16 @@ class HttpConnection:
 
     def respond(self, request: Request, status: Any, body: Any) -> bool:
         """Everything but the most common response; see `Request.response`."""
-        if not isinstance(status, int) or not 100 <= status <= 999:
-            raise ValueError(f"response status {status!r}: it must be a number from 100 to 999 (RFC 9110 15)")
-        if request._state != OPEN:
-            raise RuntimeError(f"{request!r} has been answered already")
-        prepared = request._prepared
-        if status < 200 and status != 101:
-            if prepared.head.minor and not self.gone:
-                self.write(self.server.heads.interim(status, request._response_headers or ()))
-            return True
-        payload = self._payload(request, status, body)
-        if self.gone:
-            request._state = ENDED
-            if isinstance(payload, Chunks):
-                payload.close()
-                return False
-            return True
-        fields = request._response_headers
-        if fields is not None and any(name.lower() == "connection" and "close" in value.lower() for name, value in fields):
-            self.close_after = True
-        if isinstance(payload, Chunks):
-            self._respond_chunks(request, status, payload)
-            return True
-        keep_alive = prepared.keep_alive and not self.close_after and not self.server.draining
-        self.close_after = not keep_alive
-        bodyless = has_no_body(status)
-        heads = self.server.heads
-        if keep_alive and fields is None and prepared.head.minor and not bodyless:
-            head = heads.plain_head(status, len(payload))
-        else:
-            head = heads.build(
-                status, prepared.head.minor, keep_alive, fields or (), None if bodyless else len(payload))
-        if bodyless or prepared.is_head:
-            payload = b""
-        request._state = ANSWERED
-        if len(payload) > JOIN_BYTES_MAX:
-            self.write(head)
-            self.write(payload)
-        else:
-            self.write(head + payload)
-        if self.task is not None and self.request is request:
-            self.server.loop.call_soon(self._release, request)
-        return True
+        return respond(self, request, status, body)
 
-    def _payload(self, request: Request, status: int, body: Any) -> bytes | Chunks:
-        """The body as bytes, or as the iterable it is."""
-        if body is None:
-            if status < 400 or not self.server.settings.http_pretty_error:
-                return b""
-            request.response_header("content-type", "text/html; charset=utf-8")
-            return pretty_page(status)
-        if isinstance(body, bytes):
-            return body
-        if isinstance(body, str):
-            return body.encode("utf-8", "surrogateescape")
-        try:
-            return bytes(memoryview(body))
-        except TypeError:
-            return Chunks(body)  # TypeError again when it is not iterable
-
-    def _respond_chunks(self, request: Request, status: int, chunks: Chunks) -> None:
-        """A body of unknown length: chunks, or for HTTP/1.0 everything until the connection closes."""
-        prepared = request._prepared
-        bodyless = has_no_body(status) or prepared.is_head
-        first = None if bodyless else next(chunks, b"")  # before the head: what it raises is the handler's
-        if not prepared.head.minor or not prepared.keep_alive or self.server.draining:
-            self.close_after = True
-        length = CHUNKED if prepared.head.minor and not has_no_body(status) else None
-        fields = request._response_headers or ()
-        self.write(self.server.heads.build(status, prepared.head.minor, not self.close_after, fields, length))
-        if first is None:
-            chunks.close()
-            request._state = ANSWERED
-            return
-        request._state = STREAMING
-        self.request = request
-        self.ready = False
-        self.chunks = chunks
-        if first:
-            self._write_item(request, first)
-        self._pump_later(request)
-
-    def _write_item(self, request: Request, item: bytes) -> None:
-        self.write(chunk(item) if request._prepared.head.minor else item)
-
-    def _pump_later(self, request: Request) -> None:
-        self.server.loop.call_soon(self._pump, request)
-
-    def _pump(self, request: Request) -> None:
-        """Write more of the streamed body: as much as one turn may have, when the client has taken what there was."""
-        chunks = self.chunks
-        if chunks is None or self.gone or self.request is not request or self.stuck_at is not None:
-            return
-        size = 0
-        for _ in range(BURST_MAX):
-            try:
-                item = next(chunks)
-            except StopIteration:
-                if request._prepared.head.minor:
-                    self.write(LAST_CHUNK)
-                self._streamed(request)
-                return
-            except BaseException as error:  # noqa: BLE001 - the application's iterator
-                report_exception("pyhttp_iterobj_next", error)
-                # Without a last chunk: the client must see that the body is not whole (RFC 9112 8).
-                self.close_after = True
-                self._streamed(request)
-                return
-            if self.chunks is not chunks:
-                return  # the iterator closed the connection
-            self._write_item(request, item)
-            size += len(item)
-            if size >= STREAM_BYTES:
-                break
-        self._pump_later(request)
-
-    def _streamed(self, request: Request) -> None:
-        """The streamed body is over."""
-        self.chunks = None
+    def streamed(self, request: Request) -> None:
+        """The body that was produced piece by piece is over."""
+        self.pump = None
         request._state = ANSWERED
         if self.task is None:
             self._next()
         else:
-            self._release(request)
+            self.release(request)
 
     def stalled(self) -> None:
         """The client does not take its output: take no more requests from it, and give it a time."""
@@ -482,8 +367,8 @@ class HttpConnection:
         self.stuck_at = None
         if self.gone or self.lingering:
             return
-        if self.chunks is not None and self.request is not None:
-            self._pump_later(self.request)
+        if self.pump is not None:
+            self.pump.later()
         elif self.request is None:
             if self.parser is not None:
                 self.server.loop.call_soon(self._parse)
@@ -580,20 +465,17 @@ class HttpConnection:
         if idle:
             self.finish()
 
-    def lost(self, error: int) -> None:
+    def lost(self, error: int) -> None:  # noqa: ARG002 -- the contract's; why does not matter to handlers
         """The connection is over: its handlers are closed (GeneratorExit at their await)."""
         self.gone = True
         self.ready = False
         self.server.closed(self)
         if self.peer_object is not None:
             self.peer_object.lost()
-        chunks, self.chunks = self.chunks, None
+        pump, self.pump = self.pump, None
         task, self.task = self.task, None
-        if chunks is not None:
-            try:
-                chunks.close()
-            except BaseException as failure:  # noqa: BLE001 - the application's generator
-                report_exception("pyhttp_iterobj_next", failure)
+        if pump is not None:
+            pump.close()
         if task is not None:
             task.kill()
         for request in list(self.trailing or ()):

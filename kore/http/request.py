@@ -6,7 +6,7 @@ on it. What most handlers never ask for (header fields, the decoded body) is mad
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from kore.http.head import fields
@@ -167,29 +167,6 @@ class Request:
 
     def _handler_ended(self, error: BaseException | None) -> None:
         self._connection.handler_ended(self, error)
-
-
-class Chunks(Iterator[bytes]):
-    """The items of a streamed body as bytes, empty ones left out. Raises TypeError for an item of another type."""
-
-    def __init__(self, items: Iterable[Any]) -> None:
-        self._iterator = iter(items)
-
-    def __next__(self) -> bytes:
-        while True:
-            item = next(self._iterator)
-            if isinstance(item, str):
-                item = item.encode("utf-8", "surrogateescape")
-            elif not isinstance(item, bytes):
-                item = bytes(memoryview(item))
-            if item:
-                return bytes(item)
-
-    def close(self) -> None:
-        """Close the application's generator: GeneratorExit at its yield."""
-        close = getattr(self._iterator, "close", None)
-        if close is not None:
-            close()
 
 
 Request.__name__ = Request.__qualname__ = "http_request"

@@ -37,7 +37,7 @@ class Prepared:
 
     __slots__ = ("captures", "handler", "head", "heads", "is_head", "keep_alive", "route")
 
-    def __init__(self, head: Head, route: Route | None, handler: Callable[..., Any], captures: tuple[str, ...]) -> None:
+    def __init__(self, head: Head, route: Route | None, handler: Callable[..., Any], captures: tuple[Any, ...]) -> None:
         self.head = head
         self.route = route
         self.handler = handler
@@ -62,17 +62,11 @@ class Service:
     def prepare(self, head: Head) -> Prepared:
         """Find the route for `head` and keep it there."""
         server = self.server
-        if head.path == "*":
-            prepared = Prepared(head, None, _asterisk, ())
+        found = self.router.resolve(head)
+        if found.route is not None:
+            prepared = Prepared(head, found.route, found.route.handler, found.captures)
         else:
-            found = self.router.resolve(head)
-            if found.status == 405:
-                allow = found.allow
-                prepared = Prepared(head, None, lambda request: _not_allowed(request, allow), ())
-            elif found.route is None:
-                prepared = Prepared(head, None, _not_found, ())
-            else:
-                prepared = Prepared(head, found.route, found.route.handler, found.captures)
+            prepared = Prepared(head, None, _answer_without_route, (found.status, found.allow))
         if prepared.keep_alive and server.settings.http_keepalive_time == 0:
             prepared.keep_alive = False
         if prepared.keep_alive and head.minor and not prepared.is_head:
@@ -107,18 +101,11 @@ class Service:
                 server.accept_failed(self, -result)
 
 
-def _not_found(request: Request) -> None:
-    request.response(404, None)
-
-
-def _not_allowed(request: Request, allow: str) -> None:
-    request.response_header("allow", allow)
-    request.response(405, None)
-
-
-def _asterisk(request: Request) -> None:
-    request.response_header("allow", "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT")
-    request.response(204, None)
+def _answer_without_route(request: Request, status: int, allow: str) -> None:
+    """404, 405, or the answer to ``OPTIONS *`` (RFC 9110 9.3.7, 15.5.6)."""
+    if allow:
+        request.response_header("allow", allow)
+    request.response(status, None)
 
 
 class HttpServer:

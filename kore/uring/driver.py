@@ -1,9 +1,8 @@
 """The io_uring engine: kore.driver's contract on one ring.
 
 A turn is one system call: everything queued is submitted, the kernel does what can be done at once, waits for the
-first completion, and all completions there are by then are handled. Output written while they are handled leaves with the
-next call. The loop over completions is the hottest code there is; it is kept in one function with local names,
-which measured a third faster than one method per completion.
+first completion, and all completions there are by then are handled. Output written while they are handled leaves
+with the next call. The loop over completions is the hottest code there is, so it is one function with local names.
 """
 
 from __future__ import annotations
@@ -122,8 +121,10 @@ class UringDriver:
             raise
 
     def _try_out(self) -> None:
-        """Send and receive once as every connection will: what cannot be probed is tried (multishot receive, the
-        layout of bytes objects, unreported success)."""
+        """Send and receive once as every connection will.
+
+        What cannot be probed is tried: multishot receive, the layout of bytes objects, unreported success.
+        """
         here, there = socket.socketpair()
         heard: list[bytes | int] = []
 

@@ -49,7 +49,7 @@ class UringOperation:
         self.keep = keep
         self.key = driver.register(self)
 
-    def complete(self, res: int, flags: int) -> None:
+    def complete(self, res: int, flags: int) -> None:  # noqa: ARG002 -- streams and accepts look at the flags
         """The kernel is done with it."""
         self.driver.live.pop(self.key, None)
         callback, self.callback, self.keep = self.callback, None, None
@@ -144,8 +144,8 @@ class ReceiveOperation(UringOperation):
 class AcceptOperation(UringOperation):
     """Accept until cancelled, by a few one-shot accepts at a time.
 
-    Workers share a listener, and the kernel wakes its waiters in queue order. A multishot accept keeps its
-    place at the head, so that the first worker would get every connection; a one-shot accept that is submitted again goes to
+    Workers share a listener, and the kernel wakes its waiters in queue order. A multishot accept keeps its place at
+    the head, so that the first worker would get every connection; a one-shot accept that is submitted again goes to
     the end, and the workers take turns.
     """
 
