@@ -43,14 +43,13 @@ run: $(SETUP)
 
 test: $(SETUP)
 	@if reason=$$($(BIN)/python scripts/try_uring.py 2>&1); then \
-		echo "test: everything, on io_uring"; KORE_IO=uring $(BIN)/python -m pytest -q; \
+		status=0; \
+		echo "test: everything, on io_uring"; KORE_IO=uring $(BIN)/python -m pytest -q || status=1; \
+		echo "test: what depends on the engine, on epoll"; \
+		KORE_IO=epoll $(BIN)/python -m pytest -q $(ENGINE_FREE_ARGS) || status=1; \
+		exit $$status; \
 	else \
 		echo "test: no io_uring here ($$reason): the tests run on epoll only"; \
-	fi
-	@if $(BIN)/python scripts/try_uring.py >/dev/null 2>&1; then \
-		echo "test: what depends on the engine, on epoll"; \
-		KORE_IO=epoll $(BIN)/python -m pytest -q $(ENGINE_FREE_ARGS); \
-	else \
 		KORE_IO=epoll $(BIN)/python -m pytest -q; \
 	fi
 	$(GIVE_BACK)

@@ -248,7 +248,7 @@ def write(rig: Rig) -> None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(rig.results.as_dict(), indent=1, ensure_ascii=False) + "\n")
         print(f"written: {options.json}")
-    if options.plot and rig.results.rounds:
+    if options.plot and set(rig.results.rounds) - {"startup"}:  # start-up times are one column: the table shows them
         options.plot.parent.mkdir(parents=True, exist_ok=True)
         drawn = subprocess.run(
             [options.python, str(Path(__file__).with_name("plot.py")), str(options.json), str(options.plot)],
