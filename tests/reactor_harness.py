@@ -15,7 +15,7 @@ from kore.reactor import Loop, set_log, tasks, trace
 
 SECONDS_MAX = 20.0
 
-__all__ = ["ENGINES", "SECONDS_MAX", "FakeLoop", "Log", "closing", "open_loop", "run"]
+__all__ = ["ENGINES", "SECONDS_MAX", "FakeLoop", "Log", "closing", "forever", "open_loop", "run", "soon"]
 
 
 class Log(list):
@@ -97,6 +97,24 @@ def closing(loop: Loop) -> Iterator[tuple[Loop, Log]]:
 def open_loop(io: str) -> Iterator[tuple[Loop, Log]]:
     """The same with a loop on engine `io`; a skip that names the missing kernel feature where it can't be had."""
     yield from closing(Loop(make_driver(io)))
+
+
+def soon(loop, function, *args):
+    """Call `function` from inside the loop, outside of any task, as the server calls handlers; its result."""
+    future = loop.create_future()
+
+    def call():
+        try:
+            future.set_result(function(*args))
+        except BaseException as exc:
+            future.set_exception(exc)
+
+    loop.call_soon(call)
+    return loop.run_until_complete(future)
+
+
+async def forever():
+    await asyncio.get_running_loop().create_future()
 
 
 def run(loop: Loop, coro, seconds: float = SECONDS_MAX):

@@ -134,6 +134,25 @@ def test_an_exception_in_a_callback_goes_to_the_handler_and_the_loop_goes_on(fak
     assert "<lambda>" in seen[0]["message"]
 
 
+def test_the_same_in_debug_mode_whenever_it_was_turned_on(fake):
+    seen = []
+    fake.set_exception_handler(lambda _loop, context: seen.append(context["exception"]))
+    fake.call_soon(lambda: 1 / 0)
+    fake.set_debug(True)
+    fake.call_soon(lambda: 1 / 0)
+    fake.call_soon_threadsafe(lambda: 1 / 0)
+    fake.call_later(0, lambda: 1 / 0)
+    assert fake.get_debug()
+    fake.call_later(1, fake.stop)
+    fake.run_forever()
+    fake.set_debug(False)
+    assert not fake.get_debug()
+    fake.call_soon(lambda: 1 / 0)
+    fake.call_soon(fake.stop)
+    fake.run_forever()
+    assert [type(exc) for exc in seen] == [ZeroDivisionError] * 5
+
+
 def test_system_exit_leaves_the_loop(fake):
     fake.call_soon(sys.exit, 3)
     with pytest.raises(SystemExit):

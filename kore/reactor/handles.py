@@ -17,27 +17,30 @@ def _nothing() -> None:
 
 
 class Soon(events.Handle):
-    """A callback in the ready queue."""
+    """A callback in the ready queue. Cancelled, it is a callback that does nothing."""
 
     __slots__ = ()
     _repr = None
     _source_traceback = None
+    _cancelled = False  # not a field: nothing has to be stored for it, and the loop finds it on any handle
 
-    def __init__(  # the base's is left out on purpose: see the file's head
-        self, callback: Callable[..., object], args: tuple[Any, ...], loop: AbstractEventLoop, context: Context
-    ) -> None:
-        self._context = context
-        self._loop = loop
+    # The base's is left out on purpose: see the file's head. No field that is not needed to run is stored.
+    def __init__(self, callback: Callable[..., object], args: tuple[Any, ...], context: Context) -> None:
         self._callback = callback
         self._args = args
-        self._cancelled = False
+        self._context = context
+
+    def __repr__(self) -> str:
+        return "<Handle cancelled>" if self.cancelled() else f"<Handle {self._callback!r}>"
 
     def cancel(self) -> None:
         """Do not call back."""
-        if not self._cancelled:
-            self._cancelled = True
-            self._callback = _nothing
-            self._args = ()
+        self._callback = _nothing
+        self._args = ()
+
+    def cancelled(self) -> bool:
+        """Whether cancel() was called."""
+        return self._callback is _nothing
 
 
 class Timer(events.TimerHandle):

@@ -14,6 +14,7 @@ import logging
 from asyncio import events
 from collections.abc import Callable
 from contextvars import Context, copy_context
+from functools import partial
 from sys import getrefcount
 from typing import Any
 
@@ -122,7 +123,12 @@ class Loop(Connections, Sockets, Signals):
             handle = self._ready.popleft()
             if not handle._cancelled:
                 started = self.time()
-                handle._run()
+                try:
+                    handle._context.run(handle._callback, *handle._args)  # type: ignore[attr-defined]
+                except (SystemExit, KeyboardInterrupt):
+                    raise
+                except BaseException as exc:  # noqa: BLE001 - as in _run_once
+                    self._report_handle(handle, exc)
                 taken = self.time() - started
                 if taken >= self.slow_callback_duration:
                     logger.warning("Executing %r took %.3f seconds", handle, taken)
@@ -132,6 +138,7 @@ class Loop(Connections, Sockets, Signals):
         if self.is_closed():
             return
         super().close()
+        self._slow_down()
         self._timers.clear()
         self._spare = None
         self._close_signals()
@@ -140,20 +147,43 @@ class Loop(Connections, Sockets, Signals):
 
     # Callbacks.
 
+    def set_debug(self, enabled: bool) -> None:
+        """Debug mode: slower, and it complains of what is slow, never awaited or called in the wrong thread."""
+        super().set_debug(enabled)
+        if enabled:
+            self._slow_down()
+        else:
+            self._quicken()
+
+    def _quicken(self) -> None:
+        # Of what waking a coroutine costs, 0.6 us, these save 0.1: a function of the instance that has the queue at
+        # hand, and an answer that runs no Python for asyncio's futures, which ask for the debug mode when made.
+        append = self._ready.append
+
+        def call_soon(callback: Callable[..., object], *args: Any, context: Context | None = None) -> events.Handle:
+            handle = Soon(callback, args, copy_context() if context is None else context)
+            append(handle)
+            return handle
+
+        create_future = partial(asyncio.Future, loop=self)
+        vars(self).update(call_soon=call_soon, get_debug=False.__bool__, create_future=create_future)
+
+    def _slow_down(self) -> None:
+        for name in ("call_soon", "get_debug", "create_future"):
+            vars(self).pop(name, None)
+
     def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> events.Handle:  # type: ignore[override]
         """Call `callback(*args)` in the next turn, after what was asked for before it."""
-        if self._debug or self._closed:
-            return super().call_soon(callback, *args, context=context)
-        handle = Soon(callback, args, self, copy_context() if context is None else context)
-        self._ready.append(handle)
-        return handle
+        # For debug mode and closed loops. Otherwise `_quicken` puts a quicker one in its place.
+        return super().call_soon(callback, *args, context=context)
 
     def call_soon_threadsafe(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> events.Handle:
         """The same, from any thread or signal handler; ends the loop's wait."""
-        self._check_closed()
-        handle = Soon(callback, args, self, copy_context() if context is None else context)
+        if self._debug or self._closed:
+            return super().call_soon_threadsafe(callback, *args, context=context)
+        handle = Soon(callback, args, copy_context() if context is None else context)
         self._ready.append(handle)
         self._driver.wake()
         return handle

@@ -55,6 +55,9 @@ class StreamTransport(asyncio.Transport):
         self._data_received: Callable[[bytes], object] = _nobody
         if server is not None:
             server._attach(*((self,) if _SERVER_KNOWS_CLIENTS else ()))
+        if sock.family in (socket.AF_INET, socket.AF_INET6) and sock.type == socket.SOCK_STREAM:
+            # As asyncio does: a turn's writes are one piece already, so waiting for more (Nagle) only adds latency.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._stream = loop._driver.stream(sock.fileno(), self)
         loop._transports.add(self)
 
@@ -218,6 +221,18 @@ class StreamTransport(asyncio.Transport):
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send `data` with what else this turn writes. Raises TypeError, RuntimeError after write_eof()."""
+        # Hot path: the first piece of a turn, which most writes are, is queued here as Stream.write would do it.
+        stream = self._stream
+        if type(data) is bytes and stream.out is None and not stream.shut and not stream.stuck:
+            if data:
+                stream.out = data
+                stream.driver.dirty.append(stream)
+                if len(data) > self._high and not self._writing_paused:
+                    self._pause_writing()
+            return
+        self._write_more(data)
+
+    def _write_more(self, data: bytes | bytearray | memoryview) -> None:
         if type(data) is not bytes:
             if not isinstance(data, bytes | bytearray | memoryview):
                 raise TypeError(f"data argument must be a bytes-like object, not {type(data).__name__!r}")
@@ -227,11 +242,11 @@ class StreamTransport(asyncio.Transport):
         if not data or self._closing:
             return
         stream = self._stream
-        # An upper bound that is cheap to keep; what is really pending is a sum over all pieces.
-        if stream.out is None and not stream.stuck:
-            self._backlog = len(data)
-        else:
+        # An upper bound that is cheap to keep: what is really pending is a sum over all pieces once there are several.
+        if type(stream.out) is list:
             self._backlog += len(data)
+        else:
+            self._backlog = stream.pending + len(data)
         stream.write(data)
         if self._backlog > self._high and not self._writing_paused:
             self._backlog = stream.pending

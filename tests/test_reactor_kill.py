@@ -1,0 +1,351 @@
+"""The end of tasks: killed in the middle of a wait, freed, and with exceptions that nobody caught."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import re
+import sys
+import weakref
+
+import pytest
+from reactor_harness import ENGINES, forever, open_loop, run, soon
+
+from kore import reactor
+from kore.reactor import tasks, trace
+
+
+@pytest.fixture(params=ENGINES)
+def opened(request):
+    """A loop on each engine, and its log."""
+    yield from open_loop(request.param)
+
+
+@pytest.fixture
+def loop(opened):
+    return opened[0]
+
+
+@pytest.fixture
+def log(opened):
+    return opened[1]
+
+
+# Killing.
+
+
+def test_kill_closes_at_once_as_the_current_coroutine(loop, log):
+    seen = []
+    lock = reactor.lock()
+
+    async def victim():
+        async with lock:
+            try:
+                await reactor.suspend(100_000)
+            finally:
+                seen.append((reactor.task_id(), sys.exc_info()[0]))
+
+    async def main():
+        mine = reactor.task_id()
+        number = reactor.task_create(victim())
+        await reactor.suspend(0)
+        assert not loop.create_future().done()
+        assert reactor.task_kill(number) is True
+        assert seen == [(number, GeneratorExit)]
+        assert reactor.task_id() == mine
+        assert lock.trylock()
+        lock.release()
+        assert reactor.task_kill(number) is False
+        assert reactor.task_kill(-1) is False
+        assert reactor.task_kill(2**70) is False
+        with pytest.raises(RuntimeError):
+            reactor.task_kill(mine)
+        with pytest.raises(TypeError):
+            reactor.task_kill("0")
+
+    run(loop, main())
+    assert log == []
+    assert not [entry for entry in loop._timers if not entry[2].cancelled()]
+
+
+def test_kill_before_the_first_step(loop):
+    ran = []
+
+    async def victim():
+        ran.append(True)
+
+    async def main():
+        coro = victim()
+        number = reactor.task_create(coro)
+        assert reactor.task_kill(number)
+        await reactor.suspend(0)
+        assert ran == []
+        assert coro.cr_frame is None
+
+    run(loop, main())
+
+
+def test_kill_cancels_the_pending_wait(loop):
+    async def main():
+        waiting = loop.create_future()
+
+        async def victim():
+            await waiting
+
+        task = loop.start(victim())
+        await reactor.suspend(0)
+        task.kill()
+        assert waiting.cancelled()
+        with pytest.raises(GeneratorExit):
+            task.result()
+
+    run(loop, main())
+
+
+def test_killed_after_it_was_woken(loop):
+    resumed = []
+
+    async def main():
+        waiting = loop.create_future()
+
+        async def victim():
+            await waiting
+            resumed.append(True)
+
+        task = loop.start(victim())
+        await reactor.suspend(0)
+        waiting.set_result(None)
+        task.kill()
+        await reactor.suspend(1)
+        assert resumed == []
+
+    run(loop, main())
+
+
+def test_swallowing_and_ignoring_generator_exit(loop, log, monkeypatch):
+    ignored = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda arguments: ignored.append(arguments.exc_value))
+    seen = []
+
+    async def swallows():
+        try:
+            await forever()
+        except GeneratorExit:
+            return
+
+    async def ignores():
+        try:
+            await forever()
+        finally:
+            await reactor.suspend(1)
+            seen.append("never")
+
+    async def fails():
+        try:
+            await forever()
+        finally:
+            raise KeyError("clean-up")
+
+    async def main():
+        for coro in (swallows(), ignores(), fails()):
+            number = reactor.task_create(coro)
+            await reactor.suspend(0)
+            assert reactor.task_kill(number)
+        del coro
+        await reactor.suspend(3)
+
+    run(loop, main())
+    gc.collect()
+    assert seen == []
+    assert [str(exc) for exc in ignored] == ["coroutine ignored GeneratorExit"]
+    assert log.texts == ["coroutine: uncaught exception: KeyError('clean-up')"]
+
+
+def test_a_killed_handler_tells_its_server(loop, log):
+    ends = []
+    task = soon(loop, loop.begin, forever(), ends.append)
+    task.kill()
+    assert len(ends) == 1
+    assert isinstance(ends[0], GeneratorExit)
+    assert log == []
+
+
+def test_killed_outside_of_a_running_loop(loop, log):
+    """A worker that stops closes what is left; the clean-up still knows which coroutine it is."""
+    lock = reactor.lock()
+    seen = []
+
+    async def victim():
+        async with lock:
+            try:
+                await forever()
+            finally:
+                seen.append(reactor.task_id())
+
+    task = loop.start(victim())
+    loop.run_until_complete(asyncio.sleep(0))
+    task.kill()
+    assert seen == [task._id]
+    assert log == []
+    assert asyncio._get_running_loop() is None
+
+
+def test_killing_asyncios_own_task_cancels_it(loop):
+    async def main():
+        numbers = []
+
+        async def foreign():
+            numbers.append(reactor.task_id())
+            await forever()
+
+        task = asyncio.create_task(foreign())
+        await asyncio.sleep(0)
+        assert reactor.task_kill(numbers[0])
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    loop.run_until_complete(main())
+
+
+def test_a_storm_of_kills(loop, log):
+    """Coroutines waiting for everything there is are killed in any order, many while woken; nothing is left."""
+    lock = reactor.lock()
+    queue = reactor.queue()
+    condition = asyncio.Queue()
+    served = []
+
+    async def victim(n):
+        kind = n % 5
+        if kind == 0:
+            async with lock:
+                await reactor.suspend(n % 3)
+        elif kind == 1:
+            served.append(await queue.pop())
+        elif kind == 2:
+            await reactor.gather(victim(n + 2), victim(n + 1), concurrency=1)
+        elif kind == 3:
+            await condition.get()
+        else:
+            async with asyncio.timeout(0.001 * (n % 7)):
+                await asyncio.sleep(1)
+
+    async def main():
+        for turn in range(40):
+            ids = [reactor.task_create(victim(n)) for n in range(25)]
+            await reactor.suspend(turn % 2)
+            for _ in range(5):
+                queue.push(turn)
+                condition.put_nowait(turn)
+            for number in ids[:: turn % 3 + 1]:
+                reactor.task_kill(number)
+        for number in list(tasks.live):
+            if number != reactor.task_id():
+                reactor.task_kill(number)
+        async with asyncio.timeout(5), lock:
+            pass
+
+    run(loop, main())
+    texts = {re.sub(r"\(.*", "", text) for text in log.texts}
+    assert texts <= {"coroutine: uncaught exception: TimeoutError"}
+    assert not tasks.live
+    assert not queue._waiters
+    assert not lock._waiters
+
+
+def test_ended_tasks_are_freed_without_the_collector(loop, log):
+    class Thing:
+        pass
+
+    refs = []
+
+    async def handler(fail):
+        thing = Thing()
+        refs.append(weakref.ref(thing))
+        await asyncio.sleep(0)
+        if fail:
+            raise KeyError
+
+    async def main():
+        for fail in (False, True):
+            reactor.task_create(handler(fail))
+        await reactor.suspend(2)
+
+    gc.disable()
+    try:
+        run(loop, main())
+        assert [ref() for ref in refs] == [None, None]
+    finally:
+        gc.enable()
+
+
+# Exceptions nobody caught.
+
+
+def test_exceptions_of_tasks_are_logged_in_one_line(loop, log):
+    class Strange(Exception):
+        def __repr__(self):
+            raise ValueError
+
+    async def fail(exc):
+        raise exc
+
+    async def main():
+        for exc in (KeyError("x"), SystemExit(3), Strange(), GeneratorExit()):
+            reactor.task_create(fail(exc))
+        await reactor.suspend(1)
+
+    run(loop, main())
+    assert log == [
+        (trace.LOG_ERR, "coroutine: uncaught exception: KeyError('x')"),
+        (trace.LOG_ERR, "coroutine: uncaught exception: SystemExit(3)"),
+        (trace.LOG_ERR, "coroutine: uncaught exception: <Strange whose repr() fails>"),
+    ]
+
+
+def test_tracer(loop, log):
+    seen = []
+
+    def tracer(*args):
+        seen.append(args)
+        raise ValueError("inside the tracer")
+
+    for wrong in ((), (tracer, tracer)):
+        with pytest.raises(TypeError):
+            reactor.tracer(*wrong)
+    with pytest.raises(RuntimeError):
+        reactor.tracer(5)
+    assert reactor.tracer(tracer) is True
+    with pytest.raises(RuntimeError):
+        reactor.tracer()
+
+    async def fail():
+        raise KeyError("x")
+
+    async def main():
+        reactor.task_create(fail())
+        await reactor.suspend(1)
+
+    run(loop, main())
+    bare = ValueError("never raised")
+    reactor.report_exception("here", bare)
+    reactor.report_exception("here", StopIteration())
+    assert log == []
+    assert len(seen) == 2
+    assert seen[0][0] is KeyError
+    assert seen[0][1].args == ("x",)
+    assert seen[0][2].tb_frame is not None
+    assert seen[1] == (ValueError, bare, None)
+
+
+def test_an_on_end_that_fails_is_reported(loop, log):
+    async def main():
+        loop.start(asyncio.sleep(0), lambda _error: 1 / 0)
+        await reactor.suspend(1)
+
+    run(loop, main())
+    assert log.texts == ["coroutine: uncaught exception: ZeroDivisionError('division by zero')"]
+
+
+def test_reports_go_to_standard_error_without_a_log(capsys):
+    reactor.report_exception("here", KeyError("x"))
+    assert capsys.readouterr().err == "here: uncaught exception: KeyError('x')\n"
