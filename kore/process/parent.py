@@ -120,8 +120,8 @@ class Parent:
                 if seat.pid:
                     os.waitpid(seat.pid, 0)
                     seat.left()
+            self._restore_signals()  # before the fd that signals wake goes
             self._release()
-            self._restore_signals()
         return self.exit_code
 
     # The loop.
