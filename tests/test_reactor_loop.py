@@ -154,10 +154,18 @@ def test_the_same_in_debug_mode_whenever_it_was_turned_on(fake):
 
 
 def test_system_exit_leaves_the_loop(fake):
+    seen = []
+    fake.call_soon(seen.append, 1)
     fake.call_soon(sys.exit, 3)
+    fake.call_soon(seen.append, 2)
+    fake.call_soon(seen.append, 3)
     with pytest.raises(SystemExit):
         fake.run_forever()
     assert not fake.is_running()
+    fake.call_soon(seen.append, 4)
+    fake.call_soon(fake.stop)
+    fake.run_forever()
+    assert seen == [1, 2, 3, 4]
 
 
 def test_debug_mode_names_slow_callbacks(fake, caplog):

@@ -1,75 +1,73 @@
-"""The handles a loop gives for callbacks: asyncio's, made in a third of the time.
+"""The handles a loop gives for callbacks: asyncio's, reduced to what running them needs.
 
-`asyncio.Handle.__init__` asks the loop for its debug mode and keeps a traceback for it. These leave both out; the loop
-makes asyncio's own handles while it is in debug mode, where the traceback is wanted.
+A handle is made for every wake-up of every coroutine, so it stores two things: the context, and the whole call, the
+callback and its arguments in the one tuple that the interpreter made when call_soon() was called. A cancelled handle
+stays where it is and calls a function that does nothing.
 """
 
 from __future__ import annotations
 
 from asyncio import AbstractEventLoop, events
-from collections.abc import Callable
 from contextvars import Context
 from typing import Any
 
 
 def _nothing() -> None:
-    """What a cancelled handle holds: nothing of the caller's is kept alive."""
+    """What a cancelled handle calls: nothing of the caller's is kept alive."""
+
+
+_NOTHING = (_nothing,)
+
+Call = tuple[Any, ...]
+"""A callback and its arguments."""
 
 
 class Soon(events.Handle):
-    """A callback in the ready queue. Cancelled, it is a callback that does nothing."""
+    """A callback in the ready queue."""
 
+    # asyncio's fields that nothing is stored in: _args is the whole call, the rest is only for asyncio's debug mode.
     __slots__ = ()
     _repr = None
     _source_traceback = None
-    _cancelled = False  # not a field: nothing has to be stored for it, and the loop finds it on any handle
 
-    # The base's is left out on purpose: see the file's head. No field that is not needed to run is stored.
-    def __init__(self, callback: Callable[..., object], args: tuple[Any, ...], context: Context) -> None:
-        self._callback = callback
-        self._args = args
+    def __init__(self, call: Call, context: Context) -> None:
+        self._args = call
         self._context = context
 
     def __repr__(self) -> str:
-        return "<Handle cancelled>" if self.cancelled() else f"<Handle {self._callback!r}>"
+        return "<Handle cancelled>" if self.cancelled() else f"<Handle {self._args[0]!r}>"
 
     def cancel(self) -> None:
         """Do not call back."""
-        self._callback = _nothing
-        self._args = ()
+        self._args = _NOTHING
 
     def cancelled(self) -> bool:
         """Whether cancel() was called."""
-        return self._callback is _nothing
+        return self._args is _NOTHING
 
 
 class Timer(events.TimerHandle):
-    """A callback in the heap of timers."""
+    """A callback in the heap of timers, and in the ready queue once it is due."""
 
     __slots__ = ()
     _repr = None
     _source_traceback = None
 
-    def __init__(
-        self,
-        when: float,
-        callback: Callable[..., object],
-        args: tuple[Any, ...],
-        loop: AbstractEventLoop,
-        context: Context,
-    ) -> None:
+    def __init__(self, when: float, call: Call, loop: AbstractEventLoop, context: Context) -> None:
         self._when = when
-        self._scheduled = True
-        self._context = context
+        self._args = call
         self._loop = loop
-        self._callback = callback
-        self._args = args
+        self._context = context
+        self._scheduled = True
         self._cancelled = False
+
+    def __repr__(self) -> str:
+        what = "cancelled" if self._cancelled else repr(self._args[0])
+        return f"<TimerHandle when={self._when} {what}>"
 
     def cancel(self) -> None:
         """Do not call back."""
         if not self._cancelled:
             self._cancelled = True
-            self._callback = _nothing
-            self._args = ()
+            self._args = _NOTHING
             self._loop._timer_handle_cancelled(self)  # type: ignore[attr-defined]

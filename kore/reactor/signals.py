@@ -11,13 +11,14 @@ import os
 import select
 import signal
 import threading
-from asyncio import events
 from collections.abc import Callable
+from contextvars import copy_context
 from types import FrameType
 from typing import Any
 
 from kore.driver import Driver
 from kore.reactor.base import Base
+from kore.reactor.handles import Soon
 
 
 class Signals(Base):
@@ -25,7 +26,7 @@ class Signals(Base):
 
     def __init__(self, driver: Driver) -> None:
         super().__init__(driver)
-        self._signal_handles: dict[int, events.Handle] = {}
+        self._signal_handles: dict[int, Soon] = {}
 
     def _close_signals(self) -> None:
         for number in list(self._signal_handles):
@@ -51,7 +52,7 @@ class Signals(Base):
             raise TypeError("coroutines cannot be used with add_signal_handler()")
         self._check_signal(sig)
         self._check_closed()
-        handle = events.Handle(callback, args, self)
+        handle = Soon((callback, *args), copy_context())
         try:
             signal.signal(sig, self._on_signal)
             signal.siginterrupt(sig, False)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import select
 import socket
-from asyncio import events
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import Any, TypeVar
 
 from kore.driver import Driver, Operation
 from kore.reactor.base import Base
+from kore.reactor.handles import Soon
 
 T = TypeVar("T")
 
@@ -24,7 +25,7 @@ class _Watch:
 
     __slots__ = ("driver", "fd", "handle", "loop", "mask", "operation")
 
-    def __init__(self, loop: Any, fd: int, mask: int, handle: events.Handle) -> None:
+    def __init__(self, loop: Any, fd: int, mask: int, handle: Soon) -> None:
         self.loop = loop
         self.driver: Driver = loop._driver
         self.fd = fd
@@ -34,12 +35,12 @@ class _Watch:
         self.arm()
 
     def arm(self) -> None:
-        if not self.handle._cancelled:
+        if not self.handle.cancelled():
             self.operation = self.driver.poll(self.fd, self.mask, self.ready)
 
     def ready(self, result: int) -> None:
         self.operation = None
-        if result >= 0 and not self.handle._cancelled:
+        if result >= 0 and not self.handle.cancelled():
             # Asked for again only after the callback has run: it is what takes the readiness away.
             self.loop._ready.append(self.handle)
             self.loop.call_soon(self.arm)
@@ -68,7 +69,7 @@ class Sockets(Base):
 
     def add_reader(self, fd: Any, callback: Callable[..., Any], *args: Any) -> None:  # type: ignore[override]
         """Call `callback(*args)` whenever `fd` is readable, until remove_reader()."""
-        self._watch(self._readers, fd, select.POLLIN | select.POLLPRI, callback, args)
+        self._watch(self._readers, fd, select.POLLIN, callback, args)
 
     def remove_reader(self, fd: Any) -> bool:
         """Undo add_reader(); whether there was one."""
@@ -86,7 +87,7 @@ class Sockets(Base):
         self._check_closed()
         fd = _fd_of(fileobj)
         self._unwatch(table, fd)
-        table[fd] = _Watch(self, fd, mask, events.Handle(callback, args, self))
+        table[fd] = _Watch(self, fd, mask, Soon((callback, *args), copy_context()))
 
     def _unwatch(self, table: dict[int, _Watch], fileobj: Any) -> bool:
         if self.is_closed():
