@@ -147,6 +147,10 @@ class Settings:
         "HTTP", Integer(1, UINT16_MAX, "seconds"), 60,
         "The time in which a request body must have arrived whole; after it the answer is 408.",
     )
+    http_write_timeout: int = _option(
+        "HTTP", Integer(1, UINT16_MAX, "seconds"), 60,
+        "How long a client may take nothing of a response; after it the connection is closed.",
+    )
     http_body_disk_offload: int = _option(
         "HTTP", Integer(0, INT64_MAX, "bytes"), 0, "Bodies larger than this are kept in a file. 0: never."
     )

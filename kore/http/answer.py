@@ -78,8 +78,8 @@ def _send(connection: HttpConnection, request: Request, status: int, payload: by
     heads = connection.server.heads
     fields = request._response_headers
     bodyless = has_no_body(status)
-    if fields is None and prepared.head.minor and not bodyless and not connection.close_after:
-        head = heads.plain_head(status, len(payload))
+    if not fields and prepared.head.minor and not bodyless and not connection.close_after:
+        head = heads.plain.get((status, len(payload))) or heads.plain_head(status, len(payload))
     else:
         length = None if bodyless else len(payload)
         head = heads.build(status, prepared.head.minor, not connection.close_after, fields or (), length)
@@ -89,6 +89,7 @@ def _send(connection: HttpConnection, request: Request, status: int, payload: by
     elif len(payload) > JOIN_BYTES_MAX:
         connection.write(head)
         connection.write(payload)
+        connection.hold()
     else:
         connection.write(head + payload)
 

@@ -31,13 +31,16 @@ BURST_MAX = 64
 """Pipelined requests served in one turn of the loop: more wait for the next, so that others get theirs."""
 
 HELD_BYTES_MAX = 65536
-"""Input kept while a handler runs; above it the connection is not read, and the client has to wait."""
+"""Input kept while it cannot be used; above it the connection is not read until all of it is."""
 
 TRAILING_MAX = 16
 """Handlers of one connection that still run after they answered; with more, the next request waits."""
 
 PROBE_S = 0.5
 """How long a client that sent its FIN is believed to wait for its response, before it is asked (see `probe`)."""
+
+FIRST_REQUEST_S = 0.5
+"""What a new connection is given for its request once the server stops: it may be on its way."""
 
 LINGER_S = 2.0
 """How long input is read and thrown away after a refusal, so that no RST destroys it (RFC 9112 9.6)."""
@@ -49,9 +52,9 @@ class HttpConnection:
     """The owner of one stream. Made by `Service.accepted`; ends with `lost`."""
 
     __slots__ = (
-        "block", "bucket", "close_after", "expires", "gone", "half_closed", "heading", "lingering", "parser", "parts",
-        "peer_object", "prepared", "pump", "ready", "receiving", "recognise", "request", "server", "service", "stream",
-        "stuck_at", "task", "trailing", "write",
+        "block", "bucket", "burst", "close_after", "expires", "gone", "half_closed", "heading", "lingering",
+        "parse_due", "parser", "parts", "peer_object", "prepared", "pump", "ready", "receiving", "recognise", "request",
+        "server", "service", "stream", "stuck_at", "task", "trailing", "write",
     )
 
     def __init__(self, service: Service, fd: int) -> None:
@@ -60,8 +63,10 @@ class HttpConnection:
         self.server: HttpServer = service.server
         self.ready = True  # a request may come, nothing is held back
         self.block = b""  # the head of the request before
-        self.prepared: Prepared | None = None  # what it led to
+        self.prepared: Prepared | None = None  # what it led to; None until the first
         self.parser: RequestParser | None = None
+        self.parse_due = False  # the loop will call us to go on
+        self.burst = 0  # requests `_parse` may still take in this turn; 0 outside of it
         self.request: Request | None = None  # being received, handled or answered
         self.receiving = False  # its body is still coming
         self.heading = False  # part of a head is there
@@ -79,7 +84,7 @@ class HttpConnection:
         self.stream: Stream = self.server.driver.stream(fd, self)
         self.write: Callable[[bytes], None] = self.stream.write
         self.expires = self.server.now + self.server.header_ticks
-        self.server.schedule(self, self.expires)
+        self.server.schedule(self, self.server.now + self.server.check_ticks)
 
     # --- input ---------------------------------------------------------------------------------------------
 
@@ -126,10 +131,9 @@ class HttpConnection:
         if position < end and not self.gone and not self.lingering:
             self._feed(data[position:])
             if not self.ready:
-                return
-            if burst == BURST_MAX:
-                self.ready = False
-                self.server.loop.call_soon(self._parse)
+                self._hold_back()
+            elif burst == BURST_MAX:
+                self._parse_later()
             else:
                 self._parse()
 
@@ -145,50 +149,77 @@ class HttpConnection:
             self._ended()
         elif not self.lingering:
             self._feed(data)
-            if self.request is None or self.receiving:
-                if self.stuck_at is None:
-                    self._parse()
-            elif self.parser is not None and self.parser.buffered > HELD_BYTES_MAX:
-                self.stream.pause()
+            if self.parse_due or not self._may_parse():
+                self._hold_back()
+            else:
+                self._parse()
+
+    def _hold_back(self) -> None:
+        """Input waits: not without bound. It is read again when all that waits has been used (`_needs_more`)."""
+        if self.parser is not None and self.parser.buffered > HELD_BYTES_MAX and self.stream.reading:
+            self.stream.pause()
+
+    def _may_parse(self) -> bool:
+        """Whether another event may be taken: no request is being handled, and the client takes its output."""
+        if self.gone or self.lingering or self.stuck_at is not None:
+            return False
+        return self.request is None or self.receiving
 
     def _parse(self) -> None:
-        """Take events from the parser until it needs more, or a handler has the request."""
+        """Take events from the parser until it needs more, a handler has the request, or the turn is over."""
         parser = self.parser
         if parser is None:
+            if self.request is None:
+                self._go_on()
             return
-        burst = 0
-        while not (self.gone or self.lingering) and (self.request is None or self.receiving):
-            if burst == BURST_MAX or self.stuck_at is not None:
-                self.ready = False
-                if self.stuck_at is None:
-                    self.server.loop.call_soon(self._parse)
-                return
-            try:
+        self.burst = BURST_MAX
+        try:
+            while self.burst and self._may_parse():
                 event = parser.next()
-            except ProtocolError as error:
-                self.refuse(error)
-                return
-            if event is None:
-                self._needs_more(parser)
-                return
-            if event is END:
-                burst += 1
-                request = self.request
-                assert request is not None
-                self.receiving = False
-                if self.parts is not None:
-                    request._body = b"".join(self.parts)
-                    self.parts = None
-                self.handle(request)
-            elif isinstance(event, Head):
-                self._begin(event, parser)
-            elif self.parts is not None:
-                assert isinstance(event, bytes)
-                self.parts.append(event)
+                if event is None:
+                    self._needs_more(parser)
+                    return
+                if event is END:
+                    self.burst -= 1
+                    request = self.request
+                    assert request is not None
+                    self.receiving = False
+                    if self.parts is not None:
+                        request._body = b"".join(self.parts)
+                        self.parts = None
+                    self.handle(request)
+                elif isinstance(event, Head):
+                    self._begin(event, parser)
+                elif self.parts is not None:
+                    assert isinstance(event, bytes)
+                    self.parts.append(event)
+            if not self.burst and self._may_parse():
+                self._parse_later()
+        except ProtocolError as error:
+            self.refuse(error)
+        finally:
+            self.burst = 0
+
+    def _parse_later(self) -> None:
+        """Go on in the next turn: the other connections want theirs, and the output has to leave."""
+        self.ready = False
+        if not self.parse_due:
+            self.parse_due = True
+            self.server.loop.call_soon(self._parse_now)
+
+    def _parse_now(self) -> None:
+        self.parse_due = False
+        if not (self.gone or self.lingering):
+            self._parse()
+
+    def hold(self) -> None:
+        """A large response is on its way: take no further request before it is known whether the client takes it."""
+        self.burst = 0
+        self._parse_later()
 
     def _begin(self, head: Head, parser: RequestParser) -> None:
         """A head came: its body, if any, is still to come."""
-        prepared = head.resolution if head.resolution is not None else self.service.prepare(head)
+        self.prepared = prepared = head.resolution if head.resolution is not None else self.service.prepare(head)
         self.ready = self.heading = False
         request = self.request = Request(self, prepared, parser.block)
         self.receiving = True
@@ -208,31 +239,37 @@ class HttpConnection:
 
     def _needs_more(self, parser: RequestParser) -> None:
         """The parser wants more: know what for, and until when."""
+        if self.half_closed:
+            self.stream.close()  # what it sent is not a whole request, and never will be
+            return
+        if not self.stream.reading:
+            self.stream.resume()
         if self.request is not None:
             return  # a body, with its own deadline since its head
-        if self.half_closed:
-            self.stream.close()
-        elif parser.idle:
+        if parser.idle:
             self.parser = None
             self.heading = False
-            self.ready = True
-            self.expires = self.server.keepalive_expires
+            if self.close_after:
+                self.finish()
+            else:
+                self.ready = True
         elif not self.heading:
             self.heading = True
             self.ready = False
             self._deadline(self.server.header_ticks)
 
     def _ended(self) -> None:
-        """The client's FIN."""
+        """The client's FIN. What it asked for before is still answered."""
         self.half_closed = True
-        if self.request is None or self.receiving or self.lingering:
-            # Nothing is owed: it was idle, or what it sent is not a whole request.
-            if self.request is None and self.parser is not None and not self.parser.idle and not self.lingering:
-                self._parse()
-            if not self.gone and (self.request is None or self.receiving or self.lingering):
-                self.stream.close()
-        else:
-            self.server.loop.call_later(PROBE_S, self.probe, self.request)
+        if self.lingering or (self.parser is None and self.request is None):
+            self.stream.close()
+        elif self.request is not None and not self.receiving:
+            self._probe_later(self.request)
+        elif not self.parse_due and self.stuck_at is None:
+            self._parse()
+
+    def _probe_later(self, request: Request) -> None:
+        self.server.loop.call_later(PROBE_S, self.probe, request)
 
     def probe(self, request: Request) -> None:
         """A client that sent its FIN still waits for its response, or is gone: TCP tells only when written to.
@@ -265,7 +302,7 @@ class HttpConnection:
                         self._suspended(request, task)
                         return
         except BaseException as error:  # noqa: BLE001 - a handler's sys.exit() is a failed request, not our end
-            self._failed(request, error, "python_runtime_http_request" if result is None else "coroutine")
+            self.failed(request, error, "python_runtime_http_request" if result is None else "coroutine")
         if request._state == ANSWERED and not self.close_after and self.request is None:
             return
         self._settle(request)
@@ -277,25 +314,34 @@ class HttpConnection:
         self.request = request
         self.task = task
         self.expires = NEVER
+        if request._response_headers is None:
+            request._response_headers = []  # off the short way: its answer is to release the connection
         if request._state == ANSWERED:
             self.release(request)
+        elif self.half_closed:
+            self._probe_later(request)
 
     def handler_ended(self, request: Request, error: BaseException | None) -> None:
         """The coroutine of a suspended handler ended."""
         self.server.active -= 1
         if error is not None:
-            self._failed(request, error, "coroutine")
+            self.failed(request, error, "coroutine")
         if self.request is request:
             self.task = None
             self._settle(request)
         elif self.trailing is not None:
             self.trailing.discard(request)
 
-    def _failed(self, request: Request, error: BaseException, label: str) -> None:
-        """The handler raised: 500, unless it has answered (kore-api.md section 4)."""
+    def failed(self, request: Request, error: BaseException, label: str) -> None:
+        """The application raised: 500, unless it has answered (kore-api.md section 4)."""
         if not isinstance(error, GeneratorExit):
             report_exception(label, error)
+        self._answer_for(request)
+
+    def _answer_for(self, request: Request) -> None:
+        """Nobody answered: 500. The fields meant for another response are not for this one."""
         if request._state == OPEN and not self.gone:
+            request._response_headers = None
             self.respond(request, 500, None)
 
     def _settle(self, request: Request) -> None:
@@ -305,7 +351,7 @@ class HttpConnection:
             return
         if request._state == OPEN:
             self.server.log_error(f"{request!r}: the handler ended without a response")
-            self.respond(request, 500, None)
+            self._answer_for(request)
         if request._state == STREAMING:
             self.ready = False
             self.request = request
@@ -331,16 +377,19 @@ class HttpConnection:
         if self.close_after:
             self.finish()
             return
-        if not self.stream.reading:
-            self.stream.resume()
         self.expires = self.server.keepalive_expires
+        if not self.burst:  # otherwise `_parse` is at it
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """No request is at hand: take the next, held back already or still to come."""
         if self.parser is not None:
             # Not from here: a long pipeline of quick handlers would nest.
-            self.server.loop.call_soon(self._parse)
+            self._parse_later()
         elif self.half_closed:
             self.stream.close()
         else:
-            self.ready = self.stuck_at is None
+            self.ready = self.stuck_at is None and not self.parse_due
 
     # --- output --------------------------------------------------------------------------------------------
 
@@ -366,20 +415,26 @@ class HttpConnection:
 
     def _watch_output(self) -> None:
         self.stuck_at = (self.stream.pending, self.server.now)
-        self.server.schedule(self, min(self.bucket, self.server.now + self.server.write_ticks))
+        self._look_at(self.server.now + self.server.write_ticks)
 
     def drained(self) -> None:
         """It has taken everything."""
         self.stuck_at = None
-        if self.gone or self.lingering:
+        if self.gone:
             return
-        if self.pump is not None:
+        if self.lingering:
+            self._deadline(self.server.linger_ticks)
+        elif self.pump is not None:
             self.pump.later()
-        elif self.request is None:
-            if self.parser is not None:
-                self.server.loop.call_soon(self._parse)
-            elif not self.close_after:
-                self.ready = True
+        elif self.request is None or self.receiving:
+            # Its time did not run while it was not heard.
+            if self.receiving:
+                self._deadline(self.server.body_ticks)
+            elif self.heading:
+                self._deadline(self.server.header_ticks)
+            else:
+                self.expires = self.server.keepalive_expires
+            self._go_on()
 
     def refuse(self, error: ProtocolError) -> None:
         """What the client sent cannot be trusted: say why with a status, and close (RFC 9112 2.2, 9.6)."""
@@ -414,13 +469,18 @@ class HttpConnection:
 
     def _deadline(self, ticks: int) -> None:
         self.expires = self.server.now + ticks
-        if self.expires < self.bucket:
-            self.server.schedule(self, self.expires)
+        self._look_at(self.expires)
+
+    def _look_at(self, tick: int) -> None:
+        """Have the wheel come by at `tick` at the latest."""
+        if tick < self.bucket:
+            self.server.schedule(self, tick)
 
     def check(self, now: int) -> None:
         """The wheel came by: act on what is due, and say when to look again."""
         if self.gone:
             return
+        self.bucket = NEVER
         if self.stuck_at is not None:
             pending, since = self.stuck_at
             if self.stream.pending != pending:
@@ -428,21 +488,18 @@ class HttpConnection:
             elif now - since >= self.server.write_ticks:
                 self.stream.abort()
                 return
-            self.server.schedule(self, now + self.server.write_ticks)
+            self.server.schedule(self, now + min(self.server.write_ticks, self.server.check_ticks))
         elif self.expires > now:
             self.server.schedule(self, min(self.expires, now + self.server.check_ticks))
         elif self.lingering:
             self.stream.abort()
         elif self.request is not None:
             self.refuse(ProtocolError(408, "no whole body in time"))
-            self.server.schedule(self, self.expires)
         elif self.parser is not None and not self.parser.idle:
             self.refuse(ProtocolError(408, "no whole head in time"))
-            self.server.schedule(self, self.expires)
         else:
             # RFC 9112 9.5: an idle connection is closed without a word; a 408 could be taken for an answer.
             self.stream.close()
-            self.server.schedule(self, now + self.server.linger_ticks)
 
     def peer(self) -> Peer | None:
         """What applications know as the connection."""
@@ -463,19 +520,23 @@ class HttpConnection:
         if self.request is None and not self.gone:
             self.finish()
 
+    @property
+    def idle(self) -> bool:
+        """Nothing is asked for and nothing is owed."""
+        if self.request is not None or self.lingering or self.parse_due or self.stuck_at is not None:
+            return False
+        return self.parser is None or self.parser.idle
+
     def drain(self) -> None:
-        """The server stops: close when the request at hand, if any, is answered."""
+        """The server stops: the request at hand, or one that comes before the connection is closed, is the last."""
         self.close_after = True
-        idle = self.request is None and (self.parser is None or self.parser.idle) and not self.lingering
-        self.ready = False
-        if idle:
-            self.finish()
+        if self.prepared is None and self.idle:
+            self._deadline(self.server.first_request_ticks)
 
     def lost(self, error: int) -> None:  # noqa: ARG002 -- the contract's; why does not matter to handlers
         """The connection is over: its handlers are closed (GeneratorExit at their await)."""
         self.gone = True
         self.ready = False
-        self.server.closed(self)
         if self.peer_object is not None:
             self.peer_object.lost()
         pump, self.pump = self.pump, None
@@ -488,3 +549,4 @@ class HttpConnection:
             request._task.kill()
         self.request = self.parser = self.parts = self.trailing = None
         del self.write  # a bound method of the stream, which knows us
+        self.server.closed(self)

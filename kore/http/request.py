@@ -82,6 +82,8 @@ class Request:
     @property
     def connection(self) -> Peer | None:
         """The client's connection (`kore.connection`), the same object each time; None once the client is gone."""
+        if self._response_headers is None:
+            self._response_headers = []  # off the short way: who sees the connection may close it
         return self._connection.peer()
 
     def headers(self) -> dict[str, str]:
@@ -92,9 +94,9 @@ class Request:
                 found[name] = value
         return found
 
-    def request_header(self, name: str) -> str | None:
+    def request_header(self, name: str, /) -> str | None:
         """The first field of that name, whatever its case; None without one."""
-        wanted = name.lower()
+        wanted = str.lower(name)  # TypeError for what is no str
         for found, value in self._all_fields():
             if found == wanted:
                 return value
@@ -113,7 +115,7 @@ class Request:
         self._position = len(self._body)
         return self._body
 
-    def body_read(self, length: int) -> tuple[int, bytes]:
+    def body_read(self, length: int, /) -> tuple[int, bytes]:
         """The next at most `length` bytes of the body and how many they are; ``(0, b"")`` at its end.
 
         Raises RuntimeError for more than 1024 bytes at once (the reference's bound), ValueError for a negative length.
@@ -128,7 +130,7 @@ class Request:
 
     # --- the answer ----------------------------------------------------------------------------------------
 
-    def response_header(self, name: str, value: str) -> bool:
+    def response_header(self, name: str, value: str, /) -> bool:
         """Add a field to the response; one of the same name is replaced, but ``set-cookie`` may be given repeatedly.
 
         Fields that follow from the framing (content-length, transfer-encoding, keep-alive) are kore's own and left
@@ -158,7 +160,7 @@ class Request:
         """
         if self._state == OPEN and type(body) is bytes and self._response_headers is None:
             # The hot path: status and length are known from an earlier response of this second.
-            head = self._prepared.heads.get(len(body) << 10 | status)
+            head = self._prepared.heads.get((status, len(body)))
             if head is not None:
                 self._state = ANSWERED
                 self._connection.write(head + body)

@@ -20,9 +20,6 @@ HEADS_MAX = 4096
 JOIN_BYTES_MAX = 16384
 """Bodies up to this size are joined to their head; larger ones are sent from where they lie."""
 
-STATUS_SHIFT = 10
-"""The key of a kept head is ``length << STATUS_SHIFT | status``; no status has more than ten bits."""
-
 CHUNKED = "chunked"
 """The length of a body whose end shows only when it comes."""
 
@@ -79,7 +76,8 @@ class Heads:
     def __init__(self, settings: HttpSettings) -> None:
         self.server = settings.http_server_version
         self.keepalive_time = settings.http_keepalive_time
-        self.plain: dict[int, bytes] = {}  # the common ones: HTTP/1.1, kept alive, no fields of the application
+        # By status and length, the common ones: HTTP/1.1, kept alive, no fields of the application.
+        self.plain: dict[tuple[int, int], bytes] = {}
         self.keeping = True
         self.date = ""
         self._second = -1
@@ -126,7 +124,7 @@ class Heads:
         head = self.build(status, 1, True, (), length)
         # A large body is not to be joined to its head, so its head is not kept where that is done.
         if self.keeping and length <= JOIN_BYTES_MAX and len(self.plain) < HEADS_MAX:
-            self.plain[length << STATUS_SHIFT | status] = head
+            self.plain[status, length] = head
         return head
 
     def interim(self, status: int, fields: Iterable[tuple[str, str]]) -> bytes:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from errno import ECANCELED
 from typing import Any
 
-from kore.http.connection import LINGER_S, HttpConnection
+from kore.http.connection import FIRST_REQUEST_S, LINGER_S, HttpConnection
 from kore.http.head import Head, HeadParser
 from kore.http.request import Request
 from kore.http.response import Heads
@@ -22,11 +23,14 @@ from kore.http.settings import HttpSettings
 TICK_S = 0.5
 """The resolution of deadlines."""
 
-WRITE_TIMEOUT_S = 60
-"""A client that takes nothing of its response for so long is dropped; as long as a body may take to come."""
-
 ACCEPT_RETRY_S = 0.1
 """The pause after accept() failed for want of fds or memory: trying at once again would only burn the processor."""
+
+ACCEPT_TELL_S = 10
+"""How often it is told that accept() fails: it may go on for hours, ten times a second."""
+
+DRAIN_IDLE_S = 0.05
+"""How long idle connections stay open once the server stops: requests that are on their way are answered."""
 
 LOG_ERR = 3
 LOG_NOTICE = 5
@@ -44,7 +48,7 @@ class Prepared:
         self.captures = captures
         self.keep_alive = head.keep_alive
         self.is_head = head.method_name == "HEAD"
-        self.heads: dict[int, bytes] = {}  # response heads that may be used as they are
+        self.heads: dict[tuple[int, int], bytes] = {}  # response heads that may be used as they are
 
 
 class Service:
@@ -58,6 +62,7 @@ class Service:
         self.protocol = "http"
         self.heads = HeadParser(server.settings.http_header_max)
         self.operation: Any = None
+        self.tell_at = 0  # when a failing accept() may be told again, in ticks
 
     def prepare(self, head: Head) -> Prepared:
         """Find the route for `head` and keep it there."""
@@ -95,10 +100,9 @@ class Service:
                 connection.drain()
             elif len(server.connections) >= server.settings.worker_max_connections:
                 server.pause()
-        elif self.operation is not None:
+        elif result != -ECANCELED:  # that is stop(), perhaps of an operation before this one
             self.operation = None
-            if not server.draining:
-                server.accept_failed(self, -result)
+            server.accept_failed(self, -result)
 
 
 def _answer_without_route(request: Request, status: int, allow: str) -> None:
@@ -134,17 +138,24 @@ class HttpServer:
         self.paused = False
         self.stopped = False
         self._drained: Callable[[], object] | None = None
-        self.wheel: dict[int, list[HttpConnection]] = {}
+        self.wheel: dict[int, set[HttpConnection]] = {}
         self.now = int(loop.time() / TICK_S)
         self.header_ticks = _ticks(settings.http_header_timeout)
         self.body_ticks = _ticks(settings.http_body_timeout)
         self.keepalive_ticks = _ticks(settings.http_keepalive_time)
-        self.write_ticks = _ticks(WRITE_TIMEOUT_S)
+        self.write_ticks = _ticks(settings.http_write_timeout)
         self.linger_ticks = _ticks(LINGER_S)
-        self.check_ticks = max(self.keepalive_ticks, self.header_ticks)
+        self.first_request_ticks = _ticks(FIRST_REQUEST_S)
+        # A request only stores when its connection expires. So that nobody is late, connections are looked at as often
+        # as the soonest deadline a request may set.
+        self.check_ticks = self.header_ticks
+        if settings.http_keepalive_time:
+            self.check_ticks = min(self.header_ticks, self.keepalive_ticks)
         self.keepalive_expires = self.now + self.keepalive_ticks
         # The engine's own number of accepts at a time is made for sharing; the option only lowers it.
-        self.driver.accept_batch = min(self.driver.accept_batch, settings.worker_accept_threshold)
+        self.driver.accept_batch = min(
+            self.driver.accept_batch, settings.worker_accept_threshold, settings.worker_max_connections
+        )
         self._timer = loop.call_later(TICK_S, self._tick)
 
     def listen(self, sock: socket.socket, router: Router, name: str = "default") -> None:
@@ -163,7 +174,12 @@ class HttpServer:
 
     def accept_failed(self, service: Service, error: int) -> None:
         """No fd or memory for another connection: wait a moment."""
-        self.log(LOG_ERR, f"server {service.name}: accept: {_error_text(error)}; trying again in {ACCEPT_RETRY_S} s")
+        if self.draining or self.stopped:
+            return
+        if self.now >= service.tell_at:
+            service.tell_at = self.now + _ticks(ACCEPT_TELL_S)
+            text = f"{_error_text(error)}; trying again every {ACCEPT_RETRY_S} s"
+            self.log(LOG_ERR, f"server {service.name}: accept: {text}")
         self.loop.call_later(ACCEPT_RETRY_S, self._retry, service)
 
     def _retry(self, service: Service) -> None:
@@ -173,6 +189,7 @@ class HttpServer:
     def closed(self, connection: HttpConnection) -> None:
         """A connection is over."""
         self.connections.discard(connection)
+        self._unschedule(connection)
         if self.paused and not self.stopped and len(self.connections) < self.settings.worker_max_connections:
             self.paused = False
             for service in self.services:
@@ -185,23 +202,29 @@ class HttpServer:
 
     def schedule(self, connection: HttpConnection, tick: int) -> None:
         """Look at `connection` when the clock comes to `tick`."""
+        self._unschedule(connection)
         tick = max(tick, self.now + 1)
         connection.bucket = tick
         bucket = self.wheel.get(tick)
         if bucket is None:
-            self.wheel[tick] = [connection]
+            self.wheel[tick] = {connection}
         else:
-            bucket.append(connection)
+            bucket.add(connection)
+
+    def _unschedule(self, connection: HttpConnection) -> None:
+        # So that what is over is not kept until its time comes: with short connections they would be thousands.
+        bucket = self.wheel.get(connection.bucket)
+        if bucket is not None:
+            bucket.discard(connection)
 
     def _tick(self) -> None:
+        self._timer = self.loop.call_later(TICK_S, self._tick)
         before, self.now = self.now, int(self.loop.time() / TICK_S)
         self.keepalive_expires = self.now + self.keepalive_ticks
         self.heads.tick()
         for tick in range(before + 1, self.now + 1):
             for connection in self.wheel.pop(tick, ()):
-                if connection.bucket == tick:
-                    connection.check(self.now)
-        self._timer = self.loop.call_later(TICK_S, self._tick)
+                connection.check(self.now)
 
     def show(self, route: Route | None) -> None:
         """Put the route on the board for the parent."""
@@ -227,11 +250,18 @@ class HttpServer:
         self.draining = True
         self.heads.stop_keeping()
         self._drained = done
-        for connection in list(self.connections):
+        for connection in self.connections:
             connection.drain()
+        self.loop.call_later(DRAIN_IDLE_S, self._close_idle)
         if not self.connections:
             self._drained = None
             self.loop.call_soon(done)
+
+    def _close_idle(self) -> None:
+        """Close what has had an answer and asks for nothing more; new connections have their own deadline."""
+        for connection in self.connections:
+            if connection.idle and connection.prepared is not None:
+                connection.stream.close()
 
     def abort(self) -> None:
         """Close everything now; suspended handlers are closed."""

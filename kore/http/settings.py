@@ -13,6 +13,7 @@ class HttpSettings:
     http_header_timeout: int = 10
     http_body_max: int = 1024000
     http_body_timeout: int = 60
+    http_write_timeout: int = 60
     http_keepalive_time: int = 20
     http_request_limit: int = 1000
     http_server_version: str = "kore"
