@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from kore.application.declared import application, prerequest
+from kore.application.declared import application
 from kore.application.domains import domain, route
 from kore.application.plan import freeze
 from kore.errors import ConfigurationError
@@ -174,9 +174,8 @@ def test_what_is_declared_and_not_served_yet_is_told():
     made.filemaps({"/": "."})
     made.redirect("^/old$", 301, "/new")
     made.accesslog = os.devnull
-    prerequest(handler)
     notices = freeze().notices
-    for word in ("parameters", "hooks", "filemaps", "redirects", "access log", "prerequests"):
+    for word in ("parameters", "hooks", "filemaps", "redirects", "access log"):
         assert sum(word in notice for notice in notices) == 1, word
 
 

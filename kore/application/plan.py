@@ -7,7 +7,7 @@ checked here: which domain a route belongs to, whether routes collide, whether o
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from types import MappingProxyType
@@ -24,6 +24,7 @@ from kore.application.route_options import DeclaredRoute
 from kore.application.servers import Listener, set_backlog
 from kore.application.settings import Settings
 from kore.errors import ConfigurationError
+from kore.http.prerequests import guarded
 from kore.http.routes import Domain, Route, Router, method_mask
 from kore.reactor import tasks
 
@@ -115,7 +116,7 @@ def _routers(application: Application) -> dict[str, Router]:
     index = 0
     for declared in application.routes:
         for domain in domains_of(declared):
-            installed[domain].append(_route(declared, domain, index))
+            installed[domain].append(_route(declared, domain, index, application.prerequests))
             index += 1
     routers: dict[str, Router] = {}
     for name, listener in application.listeners.items():
@@ -124,11 +125,13 @@ def _routers(application: Application) -> dict[str, Router]:
     return routers
 
 
-def _route(declared: DeclaredRoute, domain: PyDomain, index: int) -> Route:
+def _route(
+    declared: DeclaredRoute, domain: PyDomain, index: int, prerequests: Sequence[Callable[..., Any]]
+) -> Route:
     return Route(
         declared.path,
-        # Fail closed: as long as nothing checks who may use it, nobody may.
-        declared.handler if declared.auth is None else _forbidden,
+        # Fail closed: as long as nothing checks who may use it, nobody may. Auth comes before prerequests.
+        guarded(declared.handler, prerequests) if declared.auth is None else _forbidden,
         method_mask(declared.methods),
         parameters=declared.parameters,
         auth=declared.auth,
@@ -171,5 +174,3 @@ def _notices(application: Application) -> Iterator[str]:
         ):
             if there:
                 yield f"domain {domain.name!r}: {what} not served by this version"
-    if application.prerequests:
-        yield "prerequests are not called by this version"

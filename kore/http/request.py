@@ -167,6 +167,9 @@ class Request:
                 return True
         return self._connection.respond(self, status, body)
 
+    def _failed(self, error: BaseException, label: str) -> None:
+        self._connection.failed(self, error, label)
+
     def _handler_ended(self, error: BaseException | None) -> None:
         self._connection.handler_ended(self, error)
 
