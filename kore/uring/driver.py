@@ -174,9 +174,10 @@ class UringDriver:
             timeout = 0.0  # their sends are known to have succeeded only after this enter
         if ring.enter(0 if timeout == 0.0 else 1, timeout):
             self.flown, self.flying = self.flying, []  # sent, or a completion that is there now says how much
-        self.batch = ring.reap()
-        self.unfinished = True
-        self._dispatch()
+        if ring.cq_head[0] != ring.cq_tail[0]:
+            self.batch = ring.reap()
+            self.unfinished = True
+            self._dispatch()
         if self.ending:
             self._end()
         if self.losses:
@@ -202,8 +203,9 @@ class UringDriver:
                         if not flags & 2:  # no IORING_CQE_F_MORE: the receive is over
                             stream.armed = False
                             self.starved.append(stream)
-                        if stream.received is not None:
-                            stream.received(data)
+                        received = stream.received
+                        if received is not None:
+                            received(data)
                 else:
                     found = live(key)
                     if found is not None:
@@ -212,8 +214,9 @@ class UringDriver:
                         self._other(key, res, flags)
             self.unfinished = False
         finally:
-            buffers.tail = buffer_tail
-            buffers.publish()
+            if buffer_tail != buffers.tail:
+                buffers.tail = buffer_tail
+                buffers.publish()
 
     def _other(self, key: int, res: int, flags: int) -> None:
         """A completion of a stream that is not its receive."""
@@ -226,7 +229,7 @@ class UringDriver:
         if kind == SEND:
             data = next((data for sender, data, _ in self.flown if sender == stream.key), None)
             if data is not None:
-                stream.not_sent(res, data if type(data) is bytes else b"".join(data))
+                stream.not_sent(res, data)
         elif kind == REST:
             stream.rest_sent(res)
         elif kind == HANGUP:

@@ -251,6 +251,10 @@ class Ring:
         head = self.cq_head[0]
         count = (self.cq_tail[0] - head) & 0xFFFFFFFF
         first = head & self.cq_mask
+        if count == 1:
+            one = CQE.unpack_from(self.cq, first << 4)
+            self.cq_head[0] = (head + 1) & 0xFFFFFFFF
+            return iter((one,))
         until = first + count
         if until <= self.completions:
             batch = bytes(self.cq[first << 4 : until << 4])

@@ -160,15 +160,23 @@ class UringStream(Stream):
 
     # --- output --------------------------------------------------------------------------------------------
 
-    def not_sent(self, res: int, data: bytes) -> None:
+    def not_sent(self, res: int, data: bytes | list[bytes]) -> None:
         """The send of `data` that may not wait was short (`res` bytes were taken) or failed."""
         if self.gone:
             return
         if res < 0 and res != -errno.EAGAIN:
             self.driver.tear_down(self, -res)
             return
+        sent = max(res, 0)
+        if isinstance(data, list):
+            # Usually the head has gone and what is left is of one large body: that is not copied.
+            first = 0
+            while sent >= len(data[first]):
+                sent -= len(data[first])
+                first += 1
+            data = data[first] if first == len(data) - 1 else b"".join(data[first:])
         self.rest = data
-        self.rest_offset = max(res, 0)
+        self.rest_offset = sent
         self.stuck = len(data) - self.rest_offset
         self.send_rest()
         if self.owner is not None:
