@@ -18,6 +18,7 @@ from kore.driver import Stream
 from kore.errors import ProtocolError
 from kore.http.answer import Pump, respond
 from kore.http.head import ORDINARY, Head
+from kore.http.output import reset_on_close, unsent
 from kore.http.parser import END, RequestParser
 from kore.http.peer import Peer
 from kore.http.request import ANSWERED, ENDED, OPEN, STREAMING, Request
@@ -79,7 +80,7 @@ class HttpConnection:
         self.lingering = False
         self.gone = False
         self.peer_object: Peer | None = None
-        self.stuck_at: tuple[int, int] | None = None  # output when the write deadline was set, and when
+        self.stuck_at: tuple[int, int] | None = None  # untaken output when the write deadline was set, and when
         self.bucket = NEVER
         self.stream: Stream = self.server.driver.stream(fd, self)
         self.write: Callable[[bytes], None] = self.stream.write
@@ -264,7 +265,10 @@ class HttpConnection:
         if self.lingering or (self.parser is None and self.request is None):
             self.stream.close()
         elif self.request is not None and not self.receiving:
-            self._probe_later(self.request)
+            if self.request._state == ANSWERED and (self.parser is None or self.parser.idle):
+                self.stream.close()  # its handler goes on, for nobody
+            else:
+                self._probe_later(self.request)
         elif not self.parse_due and self.stuck_at is None:
             self._parse()
 
@@ -277,7 +281,7 @@ class HttpConnection:
         So an interim response is sent, which every HTTP/1.1 client must accept (RFC 9110 15.2): one that is gone
         answers with RST, and its handler is closed.
         """
-        if self.request is request and request._state == OPEN and not self.gone and request._prepared.head.minor:
+        if self.request is request and not self.gone and self.pump is None and request._prepared.head.minor:
             self.write(CONTINUE)
 
     # --- handling ------------------------------------------------------------------------------------------
@@ -414,8 +418,12 @@ class HttpConnection:
         self._watch_output()
 
     def _watch_output(self) -> None:
-        self.stuck_at = (self.stream.pending, self.server.now)
+        self.stuck_at = (self._untaken(), self.server.now)
         self._look_at(self.server.now + self.server.write_ticks)
+
+    def _untaken(self) -> int:
+        """Bytes of output that the client has not taken."""
+        return self.stream.pending + unsent(self.stream.fd)
 
     def drained(self) -> None:
         """It has taken everything."""
@@ -482,10 +490,12 @@ class HttpConnection:
             return
         self.bucket = NEVER
         if self.stuck_at is not None:
-            pending, since = self.stuck_at
-            if self.stream.pending != pending:
-                self.stuck_at = (self.stream.pending, now)
+            before, since = self.stuck_at
+            untaken = self._untaken()
+            if untaken != before:
+                self.stuck_at = (untaken, now)
             elif now - since >= self.server.write_ticks:
+                reset_on_close(self.stream.fd)
                 self.stream.abort()
                 return
             self.server.schedule(self, now + min(self.server.write_ticks, self.server.check_ticks))
