@@ -79,7 +79,7 @@ def _send(connection: HttpConnection, request: Request, status: int, payload: by
     fields = request._response_headers
     bodyless = has_no_body(status)
     if not fields and prepared.head.minor and not bodyless and not connection.close_after:
-        head = heads.plain.get((status, len(payload))) or heads.plain_head(status, len(payload))
+        head = heads.plain_head(status, len(payload))
     else:
         length = None if bodyless else len(payload)
         head = heads.build(status, prepared.head.minor, not connection.close_after, fields or (), length)

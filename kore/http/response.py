@@ -78,6 +78,7 @@ class Heads:
         self.keepalive_time = settings.http_keepalive_time
         # By status and length, the common ones: HTTP/1.1, kept alive, no fields of the application.
         self.plain: dict[tuple[int, int], bytes] = {}
+        self.large: dict[tuple[int, int], bytes] = {}  # those of bodies that are not joined to them
         self.keeping = True
         self.date = ""
         self._second = -1
@@ -90,11 +91,13 @@ class Heads:
             self._second = second
             self.date = imf_fixdate(second)
             self.plain.clear()
+            self.large.clear()
 
     def stop_keeping(self) -> None:
         """From now on every head is made anew: connections are being closed, which none of the kept ones says."""
         self.keeping = False
         self.plain.clear()
+        self.large.clear()
 
     def build(
         self, status: int, minor: int, keep_alive: bool, fields: Iterable[tuple[str, str]], length: int | str | None
@@ -121,10 +124,12 @@ class Heads:
 
     def plain_head(self, status: int, length: int) -> bytes:
         """The common head for this status and length, kept for the rest of the second."""
-        head = self.build(status, 1, True, (), length)
-        # A large body is not to be joined to its head, so its head is not kept where that is done.
-        if self.keeping and length <= JOIN_BYTES_MAX and len(self.plain) < HEADS_MAX:
-            self.plain[status, length] = head
+        kept = self.plain if length <= JOIN_BYTES_MAX else self.large
+        head = kept.get((status, length))
+        if head is None:
+            head = self.build(status, 1, True, (), length)
+            if self.keeping and len(kept) < HEADS_MAX:
+                kept[status, length] = head
         return head
 
     def interim(self, status: int, fields: Iterable[tuple[str, str]]) -> bytes:
