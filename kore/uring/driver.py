@@ -45,6 +45,7 @@ from kore.uring.structures import (
     IOSQE_BUFFER_SELECT,
     IOSQE_CQE_SKIP_SUCCESS,
     IOVEC,
+    IOVEC_PAIR,
     MSGHDR,
     SQE_WORDS,
     TIMESPEC,
@@ -63,7 +64,11 @@ def _address(data: bytes) -> int:
 
 def _msghdr(buffers: Sequence[bytes]) -> tuple[int, Any]:
     """The address of a struct msghdr for `buffers`, and what must stay alive with it."""
-    vector = b"".join([IOVEC.pack(_address(data), len(data)) for data in buffers])
+    if len(buffers) == 2:  # head and body of a response, the usual case
+        head, body = buffers
+        vector = IOVEC_PAIR.pack(id(head) + BYTES_OFFSET, len(head), id(body) + BYTES_OFFSET, len(body))
+    else:
+        vector = b"".join([IOVEC.pack(_address(data), len(data)) for data in buffers])
     header = MSGHDR.pack(0, 0, _address(vector), len(buffers), 0, 0, 0)
     return _address(header), (header, vector, buffers)
 
@@ -275,7 +280,9 @@ class UringDriver:
 
     def _flush_pieces(self, stream: UringStream, pieces: list[bytes]) -> None:
         """Queue one sendmsg: head and large body go out from where they lie."""
-        pieces = [piece if type(piece) is bytes else bytes(piece) for piece in pieces]
+        for number, piece in enumerate(pieces):
+            if type(piece) is not bytes:
+                pieces[number] = bytes(piece)
         address, keep = _msghdr(pieces)
         self.flying.append((stream.key, pieces, keep))
         self.push(

@@ -88,6 +88,7 @@ TIMESPEC = struct.Struct("<qq")
 """struct __kernel_timespec: seconds, nanoseconds"""
 
 IOVEC = struct.Struct("<QQ")
+IOVEC_PAIR = struct.Struct("<4Q")
 MSGHDR = struct.Struct("<QI4xQQQQi4x")
 """struct msghdr: name, namelen, iov, iovlen, control, controllen, flags (64-bit layout)"""
 
