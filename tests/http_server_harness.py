@@ -163,9 +163,12 @@ class Server(NamedTuple):
         return Client(self.address, receive_bytes)
 
     def ask(self, data: bytes, method: str = "GET") -> Response:
-        """The first response on a connection of its own."""
+        """The first response on a connection of its own, which the server has closed when this returns."""
         with self.client() as client:
-            return client.ask(data, method)
+            found = client.ask(data, method)
+            with contextlib.suppress(OSError):
+                client.half_close().rest()
+            return found
 
     def fds(self) -> int:
         return len(os.listdir(f"/proc/{self.pid}/fd"))

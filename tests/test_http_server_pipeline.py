@@ -218,7 +218,7 @@ def test_input_that_cannot_be_used_yet_is_not_taken_without_bound(server):
     resident = server.rss_kib()
     with server.client() as client:
         client.send(request("/later?x"))
-        client.sock.settimeout(1)
+        client.sock.settimeout(0.4)
         total = 0
         slow = request("/later?" + "y" * 900) * 100
         with pytest.raises(TimeoutError):
@@ -232,7 +232,7 @@ def test_a_client_that_sends_on_without_reading_is_not_taken_without_bound(serve
     resident = server.rss_kib()
     with server.client(receive_bytes=4096) as client:
         client.send(request("/big") * 20)
-        client.sock.settimeout(1)
+        client.sock.settimeout(0.4)
         small = request("/echo?" + "y" * 900) * 100
         with pytest.raises(TimeoutError):
             for _ in range(2000):
