@@ -180,6 +180,20 @@ def test_idle_connections_do_not_delay_the_end(start):
         assert since(begin) < 0.7
 
 
+def test_the_end_waits_for_handlers_that_have_answered(start):
+    server = start(
+        "@kore.route('/goes-on', domain=home, methods=['get'])\n"
+        "async def goes_on(req):\n"
+        "    req.response(200, b'answered')\n"
+        "    await kore.suspend(400)\n"
+        "    kore.log(kore.LOG_INFO, 'went on')\n"
+    )
+    assert server.ask(request("/goes-on", "Connection: close")).body == b"answered"
+    server.program.signal(15)
+    assert server.program.wait() == 0
+    assert "went on" in server.program.out
+
+
 def test_a_request_on_its_way_is_answered_at_the_end(start):
     """On an idle connection and on a new one alike, and told that it was the last."""
     server = start()

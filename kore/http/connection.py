@@ -53,8 +53,8 @@ class HttpConnection:
     """The owner of one stream. Made by `Service.accepted`; ends with `lost`."""
 
     __slots__ = (
-        "block", "bucket", "burst", "close_after", "expires", "gone", "half_closed", "heading", "lingering",
-        "parse_due", "parser", "parts", "peer_object", "prepared", "pump", "ready", "receiving", "recognise", "request",
+        "block", "body", "bucket", "burst", "close_after", "expires", "gone", "half_closed", "heading", "lingering",
+        "parse_due", "parser", "peer_object", "prepared", "pump", "ready", "receiving", "recognise", "request",
         "server", "service", "stream", "stuck_at", "task", "trailing", "write",
     )
 
@@ -71,9 +71,9 @@ class HttpConnection:
         self.request: Request | None = None  # being received, handled or answered
         self.receiving = False  # its body is still coming
         self.heading = False  # part of a head is there
-        self.parts: list[bytes] | None = None
+        self.body: bytearray | None = None  # what has come of it
         self.task: Any = None  # its handler, when that is suspended
-        self.trailing: set[Any] | None = None  # handlers that have answered but still run
+        self.trailing = 0  # handlers that have answered but still run
         self.pump: Pump | None = None  # what produces a streamed body
         self.close_after = False
         self.half_closed = False  # the client sent its FIN
@@ -185,15 +185,16 @@ class HttpConnection:
                     request = self.request
                     assert request is not None
                     self.receiving = False
-                    if self.parts is not None:
-                        request._body = b"".join(self.parts)
-                        self.parts = None
+                    if self.body is not None:
+                        request._body = bytes(self.body)
+                        self.body = None
                     self.handle(request)
                 elif isinstance(event, Head):
                     self._begin(event, parser)
-                elif self.parts is not None:
+                else:
                     assert isinstance(event, bytes)
-                    self.parts.append(event)
+                    assert self.body is not None
+                    self.body += event
             if not self.burst and self._may_parse():
                 self._parse_later()
         except ProtocolError as error:
@@ -233,7 +234,7 @@ class HttpConnection:
             self.close_after = True
             self.handle(request)
             return
-        self.parts = []
+        self.body = bytearray()
         self._deadline(self.server.body_ticks)
         if head.expect_continue and not parser.buffered:
             self.write(CONTINUE)
@@ -333,8 +334,12 @@ class HttpConnection:
         if self.request is request:
             self.task = None
             self._settle(request)
-        elif self.trailing is not None:
-            self.trailing.discard(request)
+        else:
+            self.trailing -= 1
+            if self.request is not None:
+                self.release(self.request)
+        if self.server.draining:
+            self.server.check_drained()
 
     def failed(self, request: Request, error: BaseException, label: str) -> None:
         """The application raised: 500, unless it has answered (kore-api.md section 4)."""
@@ -367,11 +372,8 @@ class HttpConnection:
         """`request` is answered while its handler still runs: let the next one come."""
         if self.request is not request or self.task is None or self.gone or request._state != ANSWERED:
             return
-        if self.trailing is None:
-            self.trailing = set()
-        if len(self.trailing) < TRAILING_MAX:
-            request._task = self.task
-            self.trailing.add(request)
+        if self.trailing < TRAILING_MAX:
+            self.trailing += 1
             self.task = None
             self._next()
 
@@ -448,7 +450,7 @@ class HttpConnection:
         """What the client sent cannot be trusted: say why with a status, and close (RFC 9112 2.2, 9.6)."""
         head = getattr(self.parser, "head", None)
         self.ready = False
-        request, self.request, self.receiving, self.parts = self.request, None, False, None
+        request, self.request, self.receiving, self.body = self.request, None, False, None
         if request is not None:
             request._state = ENDED
         fields: tuple[tuple[str, str], ...] = ()
@@ -544,7 +546,10 @@ class HttpConnection:
             self._deadline(self.server.first_request_ticks)
 
     def lost(self, error: int) -> None:  # noqa: ARG002 -- the contract's; why does not matter to handlers
-        """The connection is over: its handlers are closed (GeneratorExit at their await)."""
+        """The connection is over: a handler that has not answered is closed (GeneratorExit at its await).
+
+        One that has goes on: the client has what it asked for, and closing is how many say so.
+        """
         self.gone = True
         self.ready = False
         if self.peer_object is not None:
@@ -553,10 +558,8 @@ class HttpConnection:
         task, self.task = self.task, None
         if pump is not None:
             pump.close()
-        if task is not None:
+        if task is not None and self.request is not None and self.request._state != ANSWERED:
             task.kill()
-        for request in list(self.trailing or ()):
-            request._task.kill()
-        self.request = self.parser = self.parts = self.trailing = None
+        self.request = self.parser = self.body = None
         del self.write  # a bound method of the stream, which knows us
         self.server.closed(self)

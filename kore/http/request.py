@@ -7,7 +7,7 @@ on it. What most handlers never ask for (header fields, the decoded body) is mad
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kore.http.head import fields
 from kore.http.response import check_header
@@ -36,7 +36,6 @@ class Request:
     _position = 0
     _fields: list[tuple[str, str]] | None = None
     _response_headers: list[tuple[str, str]] | None = None
-    _task: Any = None  # its handler, when that still runs after the answer
 
     def __init__(self, connection: HttpConnection, prepared: Prepared, block: bytes) -> None:
         self._connection = connection

@@ -194,9 +194,8 @@ class HttpServer:
             self.paused = False
             for service in self.services:
                 service.start()
-        if self._drained is not None and not self.connections:
-            drained, self._drained = self._drained, None
-            drained()
+        if self.draining:
+            self.check_drained()
 
     # --- the clock -----------------------------------------------------------------------------------------
 
@@ -253,9 +252,13 @@ class HttpServer:
         for connection in self.connections:
             connection.drain()
         self.loop.call_later(DRAIN_IDLE_S, self._close_idle)
-        if not self.connections:
-            self._drained = None
-            self.loop.call_soon(done)
+        self.loop.call_soon(self.check_drained)
+
+    def check_drained(self) -> None:
+        """Tell, once, that no connection is left and no handler runs any more."""
+        if self._drained is not None and not self.connections and not self.active:
+            drained, self._drained = self._drained, None
+            drained()
 
     def _close_idle(self) -> None:
         """Close what has had an answer and asks for nothing more; new connections have their own deadline."""
