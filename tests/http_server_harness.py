@@ -48,6 +48,8 @@ class Client:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
         self.sock.settimeout(SECONDS)
         self.sock.connect(address)
+        if not isinstance(address, str):  # pieces are to leave as they are cut
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.data = b""
 
     def __enter__(self) -> Self:
