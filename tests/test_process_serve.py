@@ -92,6 +92,8 @@ def test_a_killed_worker_is_replaced_and_the_queue_is_kept(start):
     program = start(workers=1)
     (first,) = pids_of(program)
     os.kill(first, signal.SIGSTOP)
+    # Before it has really stopped it could still accept, and what it accepted dies with it.
+    wait_until(lambda: Path(f"/proc/{first}/stat").read_text().rpartition(")")[2].split()[0] == "T", "the stop")
     with socket.create_connection(program.address, timeout=SECONDS) as waiting:
         waiting.sendall(b"GET /pid HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         os.kill(first, signal.SIGKILL)
