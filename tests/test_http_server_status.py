@@ -208,6 +208,28 @@ def test_empty_lines_before_a_request_are_passed_over(server):
         assert client.ask(b"\r\n\r\n" + GET).status == 200
 
 
+def test_empty_lines_are_counted_however_they_arrive(server):
+    with server.client() as client:
+        for byte in b"\r\n\r\n":
+            client.send(bytes((byte,)))
+        assert client.ask(GET).status == 200
+        client.alive()
+    with server.client() as client:
+        for byte in b"\r\n" * 3:
+            client.send(bytes((byte,)))
+        assert client.read().status == 400
+        client.ended()
+
+
+def test_a_refused_body_of_a_half_closed_client(server):
+    """What follows a head that is refused is not looked at, also when the client sent its FIN with it."""
+    with server.client() as client:
+        client.send(request("/nowhere", method="POST", body=b"x" * 100) + GET).half_close()
+        assert client.read().status == 404
+        client.ended()
+    assert server.ask(GET).status == 200
+
+
 # --- bodies ----------------------------------------------------------------------------------------------------
 
 

@@ -91,22 +91,29 @@ class HttpConnection:
 
     def received(self, data: bytes) -> None:
         """Bytes of the client, ``b""`` at its FIN."""
-        if self.ready:
-            if data == self.block:
-                if data:
-                    # The hot path: the same head again, whole. Comparing costs 30 ns, recognising 400.
-                    self.handle(Request(self, self.prepared, data))  # type: ignore[arg-type]
+        try:
+            if self.ready:
+                if data == self.block:
+                    if data:
+                        # The hot path: the same head again, whole. Comparing costs 30 ns, recognising 400.
+                        self.handle(Request(self, self.prepared, data))  # type: ignore[arg-type]
+                        return
+                elif data:
+                    head = self.recognise(data)
+                    if head is not None and head.resolution is not None:
+                        self.block = data
+                        self.prepared = prepared = head.resolution
+                        self.handle(Request(self, prepared, data))
+                    else:
+                        self._requests(data)
                     return
-            elif data:
-                head = self.recognise(data)
-                if head is not None and head.resolution is not None:
-                    self.block = data
-                    self.prepared = prepared = head.resolution
-                    self.handle(Request(self, prepared, data))
-                else:
-                    self._requests(data)
-                return
-        self._input(data)
+            self._input(data)
+        except Exception as error:  # noqa: BLE001 - a defect of ours costs this connection, not the worker
+            self._broken(error)
+
+    def _broken(self, error: Exception) -> None:
+        report_exception("HttpConnection", error)
+        self.stream.abort()
 
     def _requests(self, data: bytes) -> None:
         """Whole requests without a body, one or pipelined; the rest, and everything unusual, goes to the parser."""
@@ -212,7 +219,10 @@ class HttpConnection:
     def _parse_now(self) -> None:
         self.parse_due = False
         if not (self.gone or self.lingering):
-            self._parse()
+            try:
+                self._parse()
+            except Exception as error:  # noqa: BLE001 - as in `received`
+                self._broken(error)
 
     def hold(self) -> None:
         """A large response is on its way: take no further request before it is known whether the client takes it."""
@@ -249,11 +259,11 @@ class HttpConnection:
         if self.request is not None:
             return  # a body, with its own deadline since its head
         if parser.idle:
-            self.parser = None
             self.heading = False
             if self.close_after:
                 self.finish()
-            else:
+            elif not parser.empty_lines:  # otherwise it goes on counting them
+                self.parser = None
                 self.ready = True
         elif not self.heading:
             self.heading = True
@@ -465,11 +475,11 @@ class HttpConnection:
     def finish(self) -> None:
         """Close once the output has left; read on for a moment first, so that it is not destroyed by an RST."""
         self.ready = False
+        self.lingering = True
+        self.parser = None
         if self.half_closed:
             self.stream.close()
             return
-        self.lingering = True
-        self.parser = None
         self.stream.finish()
         if not self.stream.reading:
             self.stream.resume()

@@ -38,13 +38,14 @@ class RequestParser:
     """Takes the bytes of one connection apart. `heads` is shared by the connections of a listener.
 
     `idle` is true while no part of a request is held: between requests, and at the very start.
+    `empty_lines` counts those before the next request line.
     `head` and `block` are the current request's, set before its `Head` event and before a 413 for its length, so
     that the answer knows the version and the method; `head` is None when the request line was not understood.
     """
 
     __slots__ = (
         "heads", "body_bytes_max", "idle", "head", "block",
-        "_data", "_at", "_state", "_left", "_chunks", "_scan", "_searched", "_empty_lines", "_error",
+        "empty_lines", "_data", "_at", "_state", "_left", "_chunks", "_scan", "_searched", "_error",
     )  # fmt: skip
 
     def __init__(self, heads: HeadParser, body_bytes_max: int) -> None:
@@ -60,7 +61,7 @@ class RequestParser:
         self._chunks: ChunkedBody | None = None
         self._scan: HeadScan | None = None
         self._searched = 0
-        self._empty_lines = 0
+        self.empty_lines = 0
         self._error: ProtocolError | None = None
 
     @property
@@ -145,13 +146,13 @@ class RequestParser:
         """Go past empty lines before a request line; where it begins, -1 when nothing of it is there."""
         data = self._data
         while (held := len(data) - self._at) > 0 and data[self._at] == 0x0D:
-            if self._empty_lines == EMPTY_LINES_MAX:
+            if self.empty_lines == EMPTY_LINES_MAX:
                 raise ProtocolError(400, f"more than {EMPTY_LINES_MAX} empty lines before a request")
             if held == 1:
                 return -1
             if data[self._at + 1] != 0x0A:
                 raise ProtocolError(400, "CR without LF before a request")
-            self._empty_lines += 1
+            self.empty_lines += 1
             self._at += 2
         if held == 0:
             self.idle = True
@@ -197,7 +198,7 @@ class RequestParser:
 
     def _end(self) -> End:
         self._state = _HEAD
-        self._empty_lines = 0
+        self.empty_lines = 0
         if self._at >= len(self._data):
             self.idle = True
             self._data = b""
