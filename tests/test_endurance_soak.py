@@ -38,25 +38,25 @@ def test_the_slope_is_that_of_the_last_part() -> None:
 def run():
     program = SimpleNamespace(out="", err="", pid=0)
     server = SimpleNamespace(address=("", 0), pids=[10], program=program, death_lines=[], worker_lines=[])
-    return soak.Run(server, 600, Result("soak", "x"), silent)
+    return soak.Run(server, 1200, Result("soak", "x"), silent)
 
 
-HELD = {"fds": 9, "tasks": 0, "asyncio_tasks": 1, "objects": 10_000, "pss": 10_000_000}
+HELD = {"fds": 9, "tasks": 0, "asyncio_tasks": 1, "objects": 10_000, "garbage": 0, "pss": 10_000_000}
 
 
 @pytest.mark.parametrize(("more", "slope", "what"), [
     ({}, 0, ""),
-    ({"objects": 10_100}, 20_000 / 60, ""),
+    ({"objects": 10_900}, 20_000 / 60, ""),
     ({"fds": 10}, 0, "9 fds"),
     ({"tasks": 1}, 0, "0 tasks"),
     ({"asyncio_tasks": 2}, 0, "1 asyncio_tasks"),
-    ({"objects": 10_500}, 0, "500 objects more"),
+    ({"objects": 11_500}, 0, "1500 objects more"),
     ({"pss": 12_000_000}, 0, "holds 2000000 bytes more"),
     ({}, 60_000 / 60, "memory of process 10 grows by 59 KiB a minute"),
 ])
 def test_what_grows_is_named(run, more: dict, slope: float, what: str) -> None:
     """One fd, one task, or some bytes with each connection."""
-    for second in range(0, 600, 5):
+    for second in range(0, 1200, 5):
         run.tracks[0].times.append(second)
         run.tracks[0].bytes.append(int(50_000_000 + second * slope))
     run.judge({10: HELD}, {10: HELD | more}, [0, 0])

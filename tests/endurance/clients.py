@@ -117,7 +117,7 @@ async def leaving(client: Client, rng: random.Random) -> None:
     """A client that goes in the middle of something, with an RST or a FIN. Nothing is owed to it."""
     sent = rng.choice((
         b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"GET /never HTTP/1.1\r\nHost: a\r\n\r\n",
-        b"GET /slow?1 HTTP/1.1\r\nHost: a\r\n\r\n", b"GET /busy HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /slow?1 HTTP/1.1\r\nHost: a\r\n\r\n", b"GET /busy?left HTTP/1.1\r\nHost: a\r\n\r\n",
         b"GET /big HTTP/1.1\r\nHost: a\r\n\r\n", b"GET /pieces HTTP/1.1\r\nHost: a\r\n\r\n",
         b"POST /echo/now HTTP/1.1\r\nHost: a\r\nContent-Length: 9000\r\n\r\nabc",
         b"POST /echo/now HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab",
