@@ -32,14 +32,7 @@ def right(request: model.Request) -> Answer:
     return Answer(200, fields, json.dumps(request.seen).encode())
 
 
-# Found by this proof and not mended yet; once they are, this mark goes.
-TWO_DEFECTS = pytest.mark.xfail(reason=(
-    "kore.http.connection: _parse goes on after finish() on a half-closed connection, and ends the worker by its "
-    "assertion; empty lines before a request are counted anew when they come in pieces"))
-
-
-@pytest.mark.parametrize("io", [
-    "parser", pytest.param("uring", marks=TWO_DEFECTS), pytest.param("epoll", marks=TWO_DEFECTS)])
+@pytest.mark.parametrize("io", ["parser", "uring", "epoll"])
 def test_requests_cut_anywhere_are_read_as_meant_and_answered(io: str) -> None:
     """The proof itself, short."""
     try:

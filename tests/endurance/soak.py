@@ -28,7 +28,7 @@ from tests.endurance.server import Server, descriptors, held, pss, serving
 LONG_SECONDS = 900.0
 WARM_UP_SHARE = 0.25
 WARM_UP_SECONDS = (1.5, 300.0)
-"""Long enough for the garbage collector, which comes after 20,000 objects, to come once: memory then is what it needs."""
+"""Long enough for the collector, which comes after 20,000 objects, to come once: memory then is what it needs."""
 
 SAMPLES = 240
 SAMPLE_SECONDS_MIN = 0.2
