@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from tests.endurance import model, requests
 from tests.endurance.exchange import Answer, Peer
 from tests.endurance.generate import DEFECTS, VALID, Conversation, make
-from tests.endurance.report import Unavailable, silent
+from tests.endurance.report import Result, Unavailable, silent
 
 SEED = 7
 
@@ -132,3 +133,22 @@ def test_the_client_reads_answers_one_after_the_other() -> None:
     peer.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab")
     peer.feed(b"")
     assert peer.error
+
+
+@pytest.mark.parametrize(("more", "resident", "what"), [
+    ({}, 0, ""),
+    ({"pss": 2 << 20, "blocks": 12_000}, 4 << 20, ""),
+    ({"pss": 4 << 20}, 0, "held memory"),
+    ({"blocks": 37_500}, 0, "blocks of memory"),
+    ({}, 12 << 20, "resident memory"),
+    ({"fds": 1}, 0, "fds"),
+    ({"tasks": 1}, 0, "tasks"),
+])
+def test_memory_is_judged(more: dict, resident: int, what: str) -> None:
+    """A hundred bytes, or one object, forgotten with each request would be seen; the tides of caches are not a leak."""
+    run = requests.Run(SimpleNamespace(pids=[10]), Result("requests", "x"), 100_000, 1, silent)
+    run.samples = [[20 << 20]] * 75 + [[(20 << 20) + resident]] * 25
+    run.before = {10: {"pss": 10 << 20, "blocks": 80_000, "fds": 9, "tasks": 0, "asyncio_tasks": 1}}
+    run.judge_memory({10: {name: value + more.get(name, 0) for name, value in run.before[10].items()}})
+    assert what in "\n".join(run.result.failures)
+    assert bool(run.result.failed) == bool(what)
