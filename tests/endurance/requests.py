@@ -36,12 +36,12 @@ SAMPLES = 100
 WARM_UP_SHARE = 0.25
 LONG_REQUESTS = 80_000
 GROWTH_BYTES_MAX = 3 << 20
-"""Of what one worker holds, after the warm-up: a hundred bytes forgotten with each of 37,500 requests would be more. Not
-nothing, because blocks lie scattered over more pages after every tide of heads to be known and of bodies."""
+"""Of what one worker holds, after the warm-up: a hundred bytes forgotten with each of 37,500 requests would be more.
+Not nothing, because blocks lie scattered over more pages after every tide of heads to be known and of bodies."""
 
 BLOCKS_MAX = 15_000
-"""Blocks of Python's allocator, whose number no scattering changes: one forgotten with each request would be 37,500. The
-heads a worker knows, at times none and at times a thousand, are 13,000."""
+"""Blocks of Python's allocator, whose number no scattering changes: one forgotten with each request would be 37,500.
+The heads a worker knows, at times none and at times a thousand, are 13,000."""
 
 FREE_GROWTH_BYTES_MAX = 8 << 20
 """Of what is resident, between the second quarter and the last: that is also what the allocator keeps back in holes,
