@@ -161,8 +161,8 @@ class Settings:
     )
     http_request_ms: int = _option(
         "HTTP", Integer(0, UINT32_MAX, "milliseconds"), 10,
-        "The time handlers of one turn are meant to take. Accepted and not enforced: a turn is bounded by the number of "
-        "events it takes from the kernel, then timers and coroutines have theirs.",
+        "The time handlers of one turn are meant to take. Accepted and not enforced: a turn is bounded by the number "
+        "of events it takes from the kernel, then timers and coroutines have theirs.",
     )
     http_request_limit: int = _option(
         "HTTP", Integer(0, UINT32_MAX), 1000,

@@ -458,7 +458,7 @@ class HttpConnection:
 
     def refuse(self, error: ProtocolError) -> None:
         """What the client sent cannot be trusted: say why with a status, and close (RFC 9112 2.2, 9.6)."""
-        error.__traceback__ = None  # the parser keeps the error, whose frames keep the parser: no cycle for the collector
+        error.__traceback__ = None  # the parser keeps the error, whose frames keep the parser
         head = getattr(self.parser, "head", None)
         self.ready = False
         request, self.request, self.receiving, self.body = self.request, None, False, None
