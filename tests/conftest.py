@@ -7,12 +7,18 @@ engine's variants are kept, so that ``make test`` can run the suite once for eac
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ENGINES = ("uring", "epoll", "kqueue")
+
+
+def pytest_configure() -> None:
+    """A shell starts what it puts in the background with SIGINT ignored; the tests of Ctrl-C want it as Python has it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:
