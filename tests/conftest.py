@@ -17,7 +17,7 @@ ENGINES = ("uring", "epoll", "kqueue")
 
 
 def pytest_configure() -> None:
-    """A shell starts what it puts in the background with SIGINT ignored; the tests of Ctrl-C want it as Python has it."""
+    """A shell puts programs in the background with SIGINT ignored; the tests of Ctrl-C want it as Python has it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
