@@ -99,17 +99,25 @@ def open_loop(io: str) -> Iterator[tuple[Loop, Log]]:
     yield from closing(Loop(make_driver(io)))
 
 
+def begin_telling(loop, coro, on_end):
+    """`loop.begin(coro)`, with `on_end` hearing of its end if it is not over with the first step."""
+    task = loop.begin(coro)
+    if task is not None:
+        task.on_end = on_end
+    return task
+
+
 def soon(loop, function, *args):
-    """Call `function` from inside the loop, outside of any task, as the server calls handlers; its result."""
+    """Call `function` from a callback of the driver, as the server calls handlers; its result."""
     future = loop.create_future()
 
-    def call():
+    def call(_result):
         try:
             future.set_result(function(*args))
         except BaseException as exc:
             future.set_exception(exc)
 
-    loop.call_soon(call)
+    loop.driver.timeout(0.0, call)
     return loop.run_until_complete(future)
 
 

@@ -7,7 +7,7 @@ import contextvars
 import os
 
 import pytest
-from reactor_harness import ENGINES, forever, open_loop, run, soon
+from reactor_harness import ENGINES, begin_telling, forever, open_loop, run, soon
 
 from kore import reactor
 from kore.reactor import tasks, trace
@@ -38,12 +38,12 @@ def test_begin_runs_a_coroutine_that_does_not_wait_to_its_end(loop):
     async def handler():
         seen.append((reactor.task_id(), asyncio.current_task()))
 
-    assert soon(loop, loop.begin, handler(), seen.append) is None
-    assert soon(loop, loop.begin, handler(), seen.append) is None
+    assert soon(loop, begin_telling, loop, handler(), seen.append) is None
+    assert soon(loop, begin_telling, loop, handler(), seen.append) is None
     assert seen[1][0] == seen[0][0] + 1
     with pytest.raises(RuntimeError):
-        reactor.task_id()
-    assert soon(loop, asyncio.current_task) is None
+        soon(loop, reactor.task_id)
+    assert soon(loop, asyncio.current_task).get_coro() is None
 
 
 def test_begin_raises_what_the_first_step_raises(loop, log):
@@ -53,10 +53,10 @@ def test_begin_raises_what_the_first_step_raises(loop, log):
     ends = []
     for _ in range(3):
         with pytest.raises(KeyError):
-            soon(loop, loop.begin, handler(), ends.append)
+            soon(loop, begin_telling, loop, handler(), ends.append)
     assert ends == []
     assert log == []
-    assert soon(loop, asyncio.current_task) is None
+    assert soon(loop, asyncio.current_task).get_coro() is None
 
 
 def test_begin_makes_a_task_of_a_coroutine_that_waits(loop):
@@ -69,8 +69,8 @@ def test_begin_makes_a_task_of_a_coroutine_that_waits(loop):
             raise KeyError("late")
 
     def begin():
-        first = loop.begin(handler(0.001), ends.append)
-        second = loop.begin(handler(0), ends.append)
+        first = begin_telling(loop, handler(0.001), ends.append)
+        second = begin_telling(loop, handler(0), ends.append)
         assert first is not second
         assert first._id + 1 == second._id
         assert {first, second} <= asyncio.all_tasks(loop)
@@ -96,7 +96,7 @@ def test_the_spare_task_is_used_again_unless_kept(loop):
 
     def begin():
         for coro in (plain(), plain(), keeping(), plain()):
-            loop.begin(coro, None)
+            loop.begin(coro)
 
     soon(loop, begin)
     assert kept[0] == kept[1] == id(kept[2])
@@ -131,8 +131,8 @@ def test_what_is_said_to_a_task_never_reaches_the_next_handler(loop, say):
         seen.append("after")
 
     def begin():
-        loop.begin(first(), None)
-        return loop.begin(second(), lambda _error: None)
+        loop.begin(first())
+        return loop.begin(second())
 
     loop.run_until_complete(soon(loop, begin))
     assert seen == [(f"kore-{ids[0] + 1}", None, 0, False, None), "after"]
@@ -149,8 +149,8 @@ def test_what_is_written_on_a_task_never_reaches_the_next_handler(loop):
         seen.append(getattr(asyncio.current_task(), "user", None))
 
     def begin():
-        loop.begin(writing(), None)
-        loop.begin(reading(), None)
+        loop.begin(writing())
+        loop.begin(reading())
 
     soon(loop, begin)
     assert seen == [None]
@@ -162,7 +162,7 @@ def test_done_callbacks_of_a_handler_that_does_not_wait_are_called(loop):
     async def handler():
         asyncio.current_task().add_done_callback(lambda task: done.append(task.done()))
 
-    soon(loop, loop.begin, handler(), None)
+    soon(loop, loop.begin, handler())
     loop.run_until_complete(asyncio.sleep(0))
     assert done == [True]
 
@@ -180,8 +180,8 @@ def test_each_first_step_has_a_context_of_its_own(loop):
         seen.append(var.get())
 
     def begin():
-        loop.begin(handler(False), None)
-        task = loop.begin(handler(True), lambda _error: None)
+        loop.begin(handler(False))
+        task = loop.begin(handler(True))
         seen.append(var.get())
         return task
 
@@ -200,20 +200,20 @@ def test_begin_inside_a_task_or_another_first_step(loop):
 
     async def outer():
         mine = reactor.task_id()
-        loop.begin(inner(), None)
+        loop.begin(inner())
         with pytest.raises(KeyError):
-            loop.begin(failing(), None)
+            loop.begin(failing())
         assert reactor.task_id() == mine
         order.append("outer")
 
     async def main():
         mine = reactor.task_id()
-        loop.begin(outer(), None)
-        waiting = loop.begin(forever(), order.append)
+        loop.begin(outer())
+        waiting = begin_telling(loop, forever(), order.append)
         assert reactor.task_id() == mine
         waiting.kill()
 
-    soon(loop, loop.begin, outer(), None)
+    soon(loop, loop.begin, outer())
     run(loop, main())
     assert [item if isinstance(item, str) else item[0] for item in order[:4]] == ["inner", "outer", "inner", "outer"]
     assert isinstance(order[4], GeneratorExit)
@@ -231,7 +231,7 @@ def test_timeouts_work_in_a_first_step(loop):
         except TimeoutError:
             seen.append("late")
 
-    task = soon(loop, loop.begin, handler(), seen.append)
+    task = soon(loop, begin_telling, loop, handler(), seen.append)
     loop.run_until_complete(task)
     assert seen == ["quick", "late", None]
 
@@ -299,16 +299,16 @@ def test_corotrace_of_handlers(loop, log):
         raise KeyError
 
     async def inside():
-        loop.begin(nothing(), None)
+        loop.begin(nothing())
 
     def begin():
-        loop.begin(nothing(), None)
-        loop.begin(on(), None)
-        loop.begin(nothing(), None)
+        loop.begin(nothing())
+        loop.begin(on())
+        loop.begin(nothing())
         with pytest.raises(KeyError):
-            loop.begin(fails(), None)
-        loop.begin(inside(), None)
-        return loop.begin(waits(), lambda _error: None)
+            loop.begin(fails())
+        loop.begin(inside())
+        return loop.begin(waits())
 
     loop.run_until_complete(soon(loop, begin))
     events = [line.split()[2] for line in log.texts]
@@ -319,7 +319,7 @@ def test_corotrace_of_handlers(loop, log):
     assert events[13:] == ["created", "running", "suspended", "running", "deleted"]
     reactor.corotrace(False)
     del log[:]
-    assert soon(loop, loop.begin, nothing(), None) is None
+    assert soon(loop, loop.begin, nothing()) is None
     assert log == []
 
 

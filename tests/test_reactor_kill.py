@@ -9,7 +9,7 @@ import sys
 import weakref
 
 import pytest
-from reactor_harness import ENGINES, forever, open_loop, run, soon
+from reactor_harness import ENGINES, begin_telling, forever, open_loop, run, soon
 
 from kore import reactor
 from kore.reactor import tasks, trace
@@ -163,7 +163,7 @@ def test_swallowing_and_ignoring_generator_exit(loop, log, monkeypatch):
 
 def test_a_killed_handler_tells_its_server(loop, log):
     ends = []
-    task = soon(loop, loop.begin, forever(), ends.append)
+    task = soon(loop, begin_telling, loop, forever(), ends.append)
     task.kill()
     assert len(ends) == 1
     assert isinstance(ends[0], GeneratorExit)

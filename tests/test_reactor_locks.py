@@ -235,8 +235,8 @@ def test_a_kept_acquire_does_not_follow_the_spare_task(loop):
             seen.append(True)
 
     def begin():
-        loop.begin(first(), None)
-        loop.begin(second(), None)
+        loop.begin(first())
+        loop.begin(second())
 
     loop.call_soon(begin)
     loop.run_until_complete(asyncio.sleep(0))
@@ -329,7 +329,7 @@ def test_a_lock_whose_owner_ends_is_released_and_logged(loop, log, kind):
             await reactor.suspend(0)
             task.kill()
         else:
-            loop.begin(careless(), None)
+            loop.begin(careless())
         assert len(log) == 1
         assert "without releasing its lock" in log.texts[0]
         async with asyncio.timeout(1), lock:

@@ -226,7 +226,7 @@ def test_wake_ups_never_run_inline(loop):
     async def main():
         reactor.task_create(consumer())
         await reactor.suspend(1)
-        await loop.begin(handler(), lambda _error: None)
+        await loop.begin(handler())
 
     run(loop, main())
     assert order == ["handler-rest", "task", "child", "handler-resume"]

@@ -124,7 +124,6 @@ class HttpServer:
     ) -> None:
         self.loop = loop
         self.driver = loop.driver
-        self.begin = loop.begin
         self.settings = settings
         self.log = log
         self.board = board

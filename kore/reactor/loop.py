@@ -15,7 +15,6 @@ from asyncio import events
 from collections.abc import Callable
 from contextvars import Context, copy_context
 from functools import partial
-from sys import getrefcount
 from typing import Any
 
 from kore.driver import Driver
@@ -24,7 +23,7 @@ from kore.reactor.connections import Connections
 from kore.reactor.handles import Soon, Timer
 from kore.reactor.signals import Signals
 from kore.reactor.sockets import Sockets
-from kore.reactor.spare import UNKEPT, Pair, new_pair
+from kore.reactor.spare import ENDED, FirstSteps, already_told, first_steps
 from kore.reactor.tasks import Coroutine, OnEnd, Task, enter_task, leave_task, next_id, register_task
 
 logger = logging.getLogger("asyncio")
@@ -36,8 +35,6 @@ _WAIT_MAX = 24 * 3600.0
 # are mostly cancelled, and would otherwise stay until they are due.
 _CANCELLED_MIN = 100
 
-_ENDED = object()
-
 
 class Loop(Connections, Sockets, Signals):
     """An asyncio event loop on a kore driver; it owns `driver` and closes it. One thread, one loop."""
@@ -47,9 +44,10 @@ class Loop(Connections, Sockets, Signals):
         self._timers: list[tuple[float, int, Timer]] = []
         self._timer_number = 0
         self._cancelled_timers = 0
-        self._spare: Pair | None = None
         self.turn_time = 0.0
         """Seconds of the loop's clock at the last look at the timers; what repeating timers count from."""
+        self._first_steps: FirstSteps | None = None
+        self.trace_tasks(tasks.tracing)
 
     @property
     def driver(self) -> Driver:
@@ -78,7 +76,15 @@ class Loop(Connections, Sockets, Signals):
             timeout = self._until_next_timer()
         else:
             timeout = None
-        self._driver.wait(timeout)
+        first_steps = self._first_steps
+        if first_steps is None:
+            self._driver.wait(timeout)
+        else:
+            first_steps.enter()
+            try:
+                self._driver.wait(timeout)
+            finally:
+                first_steps.leave()
         if timers:
             self.turn_time = now = self.time()
             while timers and timers[0][0] <= now:
@@ -145,7 +151,7 @@ class Loop(Connections, Sockets, Signals):
         super().close()
         self._slow_down()
         self._timers.clear()
-        self._spare = None
+        self.trace_tasks(True)
         self._close_signals()
         self._close_connections()
         self._driver.close()
@@ -264,90 +270,46 @@ class Loop(Connections, Sockets, Signals):
         for number, coro in pending:
             self._start(coro, None, number)
 
-    def begin(self, coro: Coroutine, on_end: OnEnd) -> Task | None:
+    def begin(self, coro: Coroutine) -> Task | None:
         """Run the first step of `coro` right now, in a context and under an id of its own.
 
-        None when it ended in that step; an exception it ended with is raised here. Else the task it has become, and
-        `on_end` hears of its end. Most handlers never wait, so they share one task object, the spare, which stays
-        spare for as long as nobody keeps it: no object is made for them but the context.
+        None when it ended in that step; an exception it ended with is raised here. Else the task it has become, whose
+        `on_end` the caller may set to hear of its end.
         """
-        pair = self._spare
-        if pair is None:
-            return self._begin_without_spare(coro, on_end)
-        self._spare = None
-        task, begun = pair
-        try:
-            enter_task(self, task)
-        except RuntimeError:
-            self._spare = pair
-            return self._begin_inside(coro, on_end)
-        begun[0] = coro
-        begun[1] = next_id()
-        begun[2] = context = copy_context()
-        try:
-            # next() with a default and not coro.send(): a coroutine that returns None then ends without a StopIteration
-            # being made, raised and caught: 220 ns for such a coroutine where send() takes 370.
-            waited = context.run(next, coro.__await__(), _ENDED)
-        except BaseException as exc:
-            leave_task(self, task)
-            if getrefcount(task) == UNKEPT:
-                self._spare = pair
-            else:
-                task.become(_already_told)
-                task._end(None, exc)
-            del task, pair  # the traceback holds this frame; it is not to keep the spare from being used again
-            raise
-        leave_task(self, task)
-        if waited is _ENDED:
-            if getrefcount(task) == UNKEPT:
-                self._spare = pair
-            else:
-                task.become(_already_told)
-                task._end(None, None)
-            return None
-        task.become(on_end)
-        task._suspend_first(waited)
-        return task
-
-    def _begin_without_spare(self, coro: Coroutine, on_end: OnEnd) -> Task | None:
-        """Begin with a new spare, or, while traced, with a task made for this coroutine alone."""
-        if not tasks.tracing:
-            self._spare = new_pair(self)
-            return self.begin(coro, on_end)
+        # The plain way, a task for each: while tasks are traced, outside of the driver's callbacks, and inside of
+        # another task, which is not current for as long as this step takes. `trace_tasks` puts a quicker one before it.
         current = asyncio.current_task(self)
         if current is not None:
-            return self._begin_inside(coro, on_end)
-        task = Task(self, coro, _already_told, task_id=next_id())
-        tasks.trace_event(task, "created")
-        tasks.trace_event(task, "running")
+            leave_task(self, current)
+        try:
+            return self._begin(Task(self, coro, already_told, task_id=next_id()))
+        finally:
+            if current is not None:
+                enter_task(self, current)
+
+    def _begin(self, task: Task) -> Task | None:
+        if tasks.tracing:
+            tasks.trace_event(task, "created")
+            tasks.trace_event(task, "running")
         enter_task(self, task)
         try:
-            waited = task._context.run(next, coro.__await__(), _ENDED)
+            waited = task._context.run(next, task._coro.__await__(), ENDED)
         except BaseException as exc:
             leave_task(self, task)
             task._end(None, exc)
             raise
         leave_task(self, task)
-        if waited is _ENDED:
+        if waited is ENDED:
             task._end(None, None)
             return None
-        task._on_end = on_end
+        task.on_end = None
         task._suspend_first(waited)
         return task
 
-    def _begin_inside(self, coro: Coroutine, on_end: OnEnd) -> Task | None:
-        """Begin while another task runs: that one is not current for as long as this step takes."""
-        current = asyncio.current_task(self)
-        leave_task(self, current)
-        try:
-            return self.begin(coro, on_end)
-        finally:
-            enter_task(self, current)
-
-    def forget_spare(self) -> None:
-        """Begin the next coroutine with a new task; called when tracing is turned on."""
-        self._spare = None
-
-
-def _already_told(_error: BaseException | None) -> None:
-    """The end of a first step: `begin` returns or raises it, and nobody else is to hear of it."""
+    def trace_tasks(self, traced: bool) -> None:
+        """Begin the next coroutines so that their events are seen, or quickly."""
+        self._first_steps = None if traced else first_steps(self)
+        if self._first_steps is None:
+            vars(self).pop("begin", None)
+        else:
+            vars(self)["begin"] = self._first_steps.begin

@@ -72,7 +72,7 @@ class Task(asyncio.Future[Any]):
         "_must_cancel",
         "_name",
         "_num_cancels_requested",
-        "_on_end",
+        "on_end",
     )
 
     def __init__(self, loop: Loop, coro: Coroutine | None, on_end: OnEnd | None = None, *, task_id: int = -1) -> None:
@@ -80,7 +80,7 @@ class Task(asyncio.Future[Any]):
         self._coro: Any = coro
         self._context: Context = copy_context()
         self._id = task_id
-        self._on_end = on_end
+        self.on_end = on_end
         self._fut_waiter: Any = None
         self._must_cancel = False
         self._num_cancels_requested = 0
@@ -88,7 +88,7 @@ class Task(asyncio.Future[Any]):
         self._coroname: str | None = None
         self._locks: set[PyLock] | None = None
         self._acquiring: weakref.ref[Any] | None = None
-        # Of a spare task (kore.reactor.spare): its coroutine, id and context; itself, once somebody spoke to it.
+        # Of a spare task (kore.reactor.spare): what tells its coroutine and context; itself, once somebody spoke to it.
         self._begun: Any = None
         self._kept: Any = None
 
@@ -108,6 +108,7 @@ class Task(asyncio.Future[Any]):
 
     def get_name(self) -> str:
         """The name given by `set_name`, else one made of the id."""
+        self._keep()
         return f"kore-{self._id}" if self._name is None else self._name
 
     def set_name(self, value: object) -> None:
@@ -244,9 +245,9 @@ class Task(asyncio.Future[Any]):
         else:
             super().set_exception(error)
             self._log_traceback = False  # reported below, or by on_end
-        on_end = self._on_end
+        on_end = self.on_end
         if on_end is not None:
-            self._on_end = None
+            self.on_end = None
             try:
                 on_end(error)
             except BaseException as exc:  # noqa: BLE001 - the loop goes on
@@ -300,7 +301,7 @@ _plain_wakeup = Task._wakeup
 _plain_end = Task._end
 _plain_suspend_first = Task._suspend_first
 tracing = False
-"""Whether kore.corotrace is on. Read outside the hot path only: while it is on, `Loop.begin` has no spare task."""
+"""Whether kore.corotrace is on. Read outside the hot path only: while it is on, `Loop.begin` is the plain one."""
 
 
 def trace_event(task: Task, event: str, coro: Any = None) -> None:
@@ -365,8 +366,8 @@ def corotrace(flag: int) -> None:
     ):
         setattr(Task, name, traced if tracing else plain)
     loop = running_loop()
-    if loop is not None and hasattr(loop, "forget_spare"):
-        loop.forget_spare()
+    if loop is not None and hasattr(loop, "trace_tasks"):
+        loop.trace_tasks(tracing)
         task: Any = asyncio.current_task(loop)
         if isinstance(task, Task):
             task._keep()
@@ -380,8 +381,8 @@ def running_loop() -> Any:
 def current_task(what: str) -> Any:
     """The task (kore's or asyncio's) that runs now. Raises RuntimeError, naming `what`, outside of coroutines."""
     loop = events._get_running_loop()
-    task = None if loop is None else asyncio.current_task(loop)
-    if task is None:
+    task: Any = None if loop is None else asyncio.current_task(loop)
+    if task is None or (isinstance(task, Task) and task._coro is None):
         raise RuntimeError(f"{what} needs a running coroutine")
     return task
 
@@ -441,6 +442,7 @@ def task_id() -> int:
     """The id of the current coroutine. Raises RuntimeError outside of one (reference: kore.task_id)."""
     task = current_task("task_id()")
     if isinstance(task, Task):
+        task._keep()
         return task._id
     number = _foreign.get(task)
     if number is None:
