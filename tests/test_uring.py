@@ -84,9 +84,9 @@ def turn_until(driver: UringDriver, condition: Callable[[], object]) -> None:
         driver.wait(0.05)
 
 
-def completions(ring: Ring, count: int) -> list[tuple[int, int, int]]:
+def completions(ring: Ring, count: int) -> list[tuple[int, int, int, int]]:
     """Enter until `count` completions have been reaped."""
-    found: list[tuple[int, int, int]] = []
+    found: list[tuple[int, int, int, int]] = []
     until = time.monotonic() + DEADLINE_S
     while len(found) < count and time.monotonic() < until:
         ring.enter(1, 0.2)
@@ -96,7 +96,7 @@ def completions(ring: Ring, count: int) -> list[tuple[int, int, int]]:
 
 def test_nop_completes_with_its_user_data(ring: Ring) -> None:
     ring.push(IORING_OP_NOP, 0, 0, -1, 0, 0, 0, 0, 77)
-    assert completions(ring, 1) == [(77, 0, 0)]
+    assert completions(ring, 1) == [(77, 0, 0, 0)]
 
 
 def test_probe_knows_what_the_kernel_supports(ring: Ring) -> None:
@@ -109,7 +109,7 @@ def test_full_submission_queue_loses_nothing(ring: Ring) -> None:
     for number in range(1, 101):
         ring.push(IORING_OP_NOP, 0, 0, -1, 0, 0, 0, 0, number)
     found = completions(ring, 100)
-    assert sorted(key for key, _, _ in found) == list(range(1, 101))
+    assert sorted(key for key, *_ in found) == list(range(1, 101))
 
 
 def test_completion_queue_overflow_loses_nothing(ring: Ring) -> None:
@@ -119,7 +119,7 @@ def test_completion_queue_overflow_loses_nothing(ring: Ring) -> None:
     ring.enter(0, 0.0, reap=False)
     assert ring.overflown, "the queue was meant to overflow"
     found = completions(ring, count)
-    assert sorted(key for key, _, _ in found) == list(range(1, count + 1))
+    assert sorted(key for key, *_ in found) == list(range(1, count + 1))
     assert not ring.overflown
 
 
@@ -135,7 +135,7 @@ def test_cancel_ends_an_operation(ring: Ring) -> None:
     try:
         ring.push(IORING_OP_POLL_ADD, 0, 0, reader, 0, 0, 0, select.POLLIN, 5)
         ring.push(IORING_OP_ASYNC_CANCEL, 0, 0, -1, 0, 5, 0, 0, 6)
-        found = {key: res for key, res, _ in completions(ring, 2)}
+        found = {key: res for key, res, *_ in completions(ring, 2)}
         assert found == {5: -errno.ECANCELED, 6: 0}
     finally:
         os.close(reader)
@@ -147,9 +147,9 @@ def test_multishot_accept_and_poll_answer_repeatedly(ring: Ring) -> None:
         ring.push(IORING_OP_ACCEPT, 0, IORING_ACCEPT_MULTISHOT, listener.fileno(), 0, 0, 0, os.O_CLOEXEC, 9)
         clients = [socket.create_connection(listener.getsockname()) for _ in range(3)]
         found = completions(ring, 3)
-        assert [key for key, _, _ in found] == [9, 9, 9]
-        assert all(flags & IORING_CQE_F_MORE for _, _, flags in found)
-        for _, fd, _ in found:
+        assert [key for key, *_ in found] == [9, 9, 9]
+        assert all(flags & IORING_CQE_F_MORE for _, _, flags, _ in found)
+        for _, fd, *_ in found:
             os.close(fd)
         for client in clients:
             client.close()
@@ -158,7 +158,7 @@ def test_multishot_accept_and_poll_answer_repeatedly(ring: Ring) -> None:
     for _ in range(2):
         ring.enter(0, 0.0)
         os.write(writer, b"x")
-        assert [(key, res) for key, res, _ in completions(ring, 1)] == [(10, select.POLLIN)]
+        assert [(key, res) for key, res, *_ in completions(ring, 1)] == [(10, select.POLLIN)]
     os.close(reader)
     os.close(writer)
 

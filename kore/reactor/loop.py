@@ -20,7 +20,7 @@ from typing import Any
 from kore.driver import Driver
 from kore.reactor import tasks
 from kore.reactor.connections import Connections
-from kore.reactor.handles import Soon, Timer
+from kore.reactor.handles import Soon, Timer, soon
 from kore.reactor.signals import Signals
 from kore.reactor.sockets import Sockets
 from kore.reactor.spare import ENDED, FirstSteps, already_told, first_steps
@@ -172,7 +172,9 @@ class Loop(Connections, Sockets, Signals):
         append = self._ready.append
 
         def call_soon(*call: Any, context: Context | None = None) -> events.Handle:
-            handle = Soon(call, copy_context() if context is None else context)
+            handle: Soon = Soon()
+            handle._args = call
+            handle._context = copy_context() if context is None else context
             append(handle)
             return handle
 
@@ -189,7 +191,7 @@ class Loop(Connections, Sockets, Signals):
         self._check_closed()
         self._check_thread()
         self._check_callback(callback, "call_soon")
-        handle = Soon((callback, *args), copy_context() if context is None else context)
+        handle = soon((callback, *args), context)
         self._ready.append(handle)
         return handle
 
@@ -198,7 +200,7 @@ class Loop(Connections, Sockets, Signals):
     ) -> events.Handle:
         """The same, from any thread or signal handler; ends the loop's wait."""
         self._check_closed()
-        handle = Soon((callback, *args), copy_context() if context is None else context)
+        handle = soon((callback, *args), context)
         self._ready.append(handle)
         self._driver.wake()
         return handle

@@ -12,13 +12,12 @@ import select
 import signal
 import threading
 from collections.abc import Callable
-from contextvars import copy_context
 from types import FrameType
 from typing import Any
 
 from kore.driver import Driver
 from kore.reactor.base import Base
-from kore.reactor.handles import Soon
+from kore.reactor.handles import Soon, soon
 
 
 class Signals(Base):
@@ -52,7 +51,7 @@ class Signals(Base):
             raise TypeError("coroutines cannot be used with add_signal_handler()")
         self._check_signal(sig)
         self._check_closed()
-        handle = Soon((callback, *args), copy_context())
+        handle = soon((callback, *args), None)
         try:
             signal.signal(sig, self._on_signal)
             signal.siginterrupt(sig, False)

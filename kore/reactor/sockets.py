@@ -10,12 +10,11 @@ import os
 import select
 import socket
 from collections.abc import Callable
-from contextvars import copy_context
 from typing import Any, TypeVar
 
 from kore.driver import Driver, Operation
 from kore.reactor.base import Base
-from kore.reactor.handles import Soon
+from kore.reactor.handles import Soon, soon
 
 T = TypeVar("T")
 
@@ -87,7 +86,7 @@ class Sockets(Base):
         self._check_closed()
         fd = _fd_of(fileobj)
         self._unwatch(table, fd)
-        table[fd] = _Watch(self, fd, mask, Soon((callback, *args), copy_context()))
+        table[fd] = _Watch(self, fd, mask, soon((callback, *args), None))
 
     def _unwatch(self, table: dict[int, _Watch], fileobj: Any) -> bool:
         if self.is_closed():

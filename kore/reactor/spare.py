@@ -86,6 +86,14 @@ UNKEPT = _count_references()
 """What getrefcount() says in `begin` of a task that nobody but asyncio refers to; versions of Python differ."""
 
 
+def _new_spare(loop: Any, begun: Callable[[], tuple[Any, Context]]) -> Spare:
+    task = Task(loop, None, task_id=next_id())
+    task._begun = begun
+    task.__class__ = Spare
+    assert isinstance(task, Spare)
+    return task
+
+
 def first_steps(loop: Any) -> FirstSteps:
     """First steps for a loop whose tasks are not traced: no object is made for a handler but its context.
 
@@ -98,14 +106,7 @@ def first_steps(loop: Any) -> FirstSteps:
     def begun() -> tuple[Any, Context]:
         return None if running is _ABSENT else running, context
 
-    def new_spare() -> Spare:
-        task = Task(loop, None, task_id=next_id())
-        task._begun = begun
-        task.__class__ = Spare
-        assert isinstance(task, Spare)
-        return task
-
-    spare = new_spare()
+    spare = _new_spare(loop, begun)
 
     def begin(coro: Coroutine) -> Task | None:
         nonlocal running, context
@@ -121,33 +122,25 @@ def first_steps(loop: Any) -> FirstSteps:
         except BaseException as error:
             running = None
             if getrefcount(spare) != UNKEPT:
-                ended(coro, error)
+                kept(coro, already_told)._end(None, error)
             raise
         running = None
         if waited is not ENDED:
-            return suspended(coro, waited)
+            task = kept(coro, None)
+            task._suspend_first(waited)
+            return task
         if getrefcount(spare) != UNKEPT:
-            ended(coro, None)
+            kept(coro, already_told)._end(None, None)
         return None
 
-    def replaced() -> Spare:
+    def kept(coro: Coroutine, on_end: OnEnd | None) -> Task:
+        # The spare task is this coroutine's, for good: it waits, or somebody keeps it.
         nonlocal spare
         task = spare
         leave_task(loop, task)
-        spare = new_spare()
+        spare = _new_spare(loop, begun)
         enter_task(loop, spare)
-        return task
-
-    def ended(coro: Coroutine, error: BaseException | None) -> None:
-        """Somebody keeps the task of a coroutine that has ended: it is that coroutine's, for good."""
-        task = replaced()
-        task.become(coro, context, already_told)
-        task._end(None, error)
-
-    def suspended(coro: Coroutine, waited: Any) -> Task:
-        task = replaced()
-        task.become(coro, context, None)
-        task._suspend_first(waited)
+        task.become(coro, context, on_end)
         return task
 
     def enter() -> None:

@@ -106,7 +106,7 @@ class UringDriver:
         self.resumed: list[UringStream] = []
         self.flying: list[tuple[int, Any, Any]] = []  # sends queued: stream key, data, what must live with it
         self.flown: list[tuple[int, Any, Any]] = []  # sends the kernel has done
-        self.batch: Iterator[tuple[int, int, int]] = iter(())
+        self.batch: Iterator[tuple[int, int, int, int]] = iter(())
         self.unfinished = False  # `batch` is not used up
         self.out_of_buffers = False
         self.closed = False
@@ -195,9 +195,8 @@ class UringDriver:
         area, size, bids, mask = buffers.area, buffers.size, buffers.bids, buffers.mask
         buffer_tail = buffers.tail
         try:
-            for key, res, flags in self.batch:
+            for key, res, flags, bid in self.batch:
                 if flags & 1:  # IORING_CQE_F_BUFFER: bytes arrived
-                    bid = flags >> 16
                     start = bid * size
                     data = area[start : start + res]
                     if bids[buffer_tail & mask] != bid:
@@ -360,7 +359,7 @@ class UringDriver:
             if isinstance(who, UringOperation):
                 who.abandon()
         self.ring.enter(0, 0.0)
-        for key, res, _ in self.ring.reap():
+        for key, res, _, _ in self.ring.reap():
             who = self.live.get(key)
             if isinstance(who, UringOperation):
                 who.discard(res)

@@ -246,8 +246,11 @@ class Ring:
             raise OSError(-result, os.strerror(-result), "io_uring_enter")
         return self.sq_head[0] == tail
 
-    def reap(self) -> Iterator[tuple[int, int, int]]:
-        """The completions there are now, as (user_data, res, flags). They are copied, so the kernel has their room."""
+    def reap(self) -> Iterator[tuple[int, int, int, int]]:
+        """The completions there are now, as (user_data, res, flags, buffer id).
+
+        They are copied, so the kernel has their room.
+        """
         head = self.cq_head[0]
         count = (self.cq_tail[0] - head) & 0xFFFFFFFF
         first = head & self.cq_mask

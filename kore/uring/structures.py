@@ -72,8 +72,8 @@ SQE = struct.Struct("<BBHiQQIIQHHiQQ")
 SQE_WORDS = struct.Struct("<8Q")
 """The same 64 bytes as eight words: for the hot path, where most of them are known beforehand."""
 
-CQE = struct.Struct("<QiI")
-"""user_data, res, flags"""
+CQE = struct.Struct("<QiHH")
+"""user_data, res, flags: the lower half has the flags, the upper the buffer id (IORING_CQE_BUFFER_SHIFT)"""
 
 BUF = struct.Struct("<QIHH")
 """struct io_uring_buf: addr, len, bid, resv (in entry 0 the tail of the ring)."""
