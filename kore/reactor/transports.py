@@ -145,9 +145,14 @@ class StreamTransport(asyncio.Transport):
     def _choose_receiver(self) -> None:
         # The method is looked up once for a protocol, not for every piece of data.
         protocol = self._protocol
-        self._data_received = (
-            self._into_buffer if isinstance(protocol, asyncio.BufferedProtocol) else protocol.data_received
-        )
+        reader = getattr(protocol, "_stream_reader", None) if type(protocol) is asyncio.StreamReaderProtocol else None
+        if reader is not None:
+            # What its data_received does, which asks a weak reference for the reader each time: 0.1 us.
+            self._data_received = reader.feed_data
+        elif isinstance(protocol, asyncio.BufferedProtocol):
+            self._data_received = self._into_buffer
+        else:
+            self._data_received = protocol.data_received
 
     def _into_buffer(self, data: bytes) -> None:
         """Copy `data` into the buffers a BufferedProtocol gives, in as many pieces as that takes."""
