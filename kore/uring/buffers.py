@@ -2,8 +2,8 @@
 
 An idle connection holds no buffer; the kernel takes one when bytes arrive (IOSQE_BUFFER_SELECT). Bytes are copied
 out of it while its completion is handled, so a buffer is back before the next one is needed. The kernel takes
-buffers in ring order and they come back in about the same order: then the entry at the tail already
-names the buffer that is returned, and returning costs an addition instead of a store of 16 bytes.
+buffers in ring order and they come back in about the same order: then the entries at the tail already
+name the buffers that are returned, and returning them costs one comparison instead of a store of 16 bytes each.
 
 Few buffers are kept in the ring as long as few are needed, because every one of them is touched in turn and a small
 area stays in the processor's cache; running out (ENOBUFS) doubles them.
@@ -43,27 +43,24 @@ class Buffers:
 
     def grow(self, more: int) -> None:
         """Add up to `more` buffers that were not in use yet."""
-        for bid in range(self.count, min(self.count + more, self.most)):
-            self.give_back(bid)
-            self.count += 1
-        self.publish()
+        until = min(self.count + more, self.most)
+        self.give_back(list(range(self.count, until)))
+        self.count = until
 
-    def give_back(self, bid: int) -> None:
-        """Put buffer `bid` at the tail; publish() tells the kernel."""
+    def give_back(self, used: list[int]) -> None:
+        """Put the buffers `used` at the tail and show the kernel."""
         position = self.tail & self.mask
-        if self.bids[position] != bid:
-            self.write(position, bid)
-        self.tail += 1
+        if self.bids[position : position + len(used)] != used:
+            for number, bid in enumerate(used, position):
+                self._write(number & self.mask, bid)
+        self.tail += len(used)
+        self._kernel_tail[0] = self.tail & 0xFFFF
 
-    def write(self, position: int, bid: int) -> None:
+    def _write(self, position: int, bid: int) -> None:
         """Write the entry at `position`. Its last two bytes are left alone: in entry 0 they are the tail."""
         self.bids[position] = bid
         self._entries[position << 4 : (position << 4) + 14] = BUF.pack(
             self.address + bid * self.size, self.size, bid, 0)[:14]
-
-    def publish(self) -> None:
-        """Show the kernel everything given back so far."""
-        self._kernel_tail[0] = self.tail & 0xFFFF
 
     def close(self) -> None:
         """Release the memory; only after the ring is closed."""

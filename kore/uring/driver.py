@@ -47,12 +47,15 @@ from kore.uring.structures import (
     IOVEC,
     IOVEC_PAIR,
     MSGHDR,
-    SQE_WORDS,
+    SEND_SQE,
     TIMESPEC,
 )
 
 JOIN_BYTES_MAX = 16384
 """Pieces of output up to this many bytes together are joined; above it they are sent from where they lie."""
+
+SEND_NOW_WORD = SEND_NOW << 32
+"""The flags as they stand in an entry, above the length."""
 
 IOV_MAX = 64
 """Pieces in one sendmsg; more are joined first. Far below the kernel's 1024 to bound the entry's own memory."""
@@ -104,8 +107,8 @@ class UringDriver:
         self.losses: deque[tuple[StreamOwner, int]] = deque()
         self.starved: list[Any] = []
         self.resumed: list[UringStream] = []
-        self.flying: list[tuple[int, Any, Any]] = []  # sends queued: stream key, data, what must live with it
-        self.flown: list[tuple[int, Any, Any]] = []  # sends the kernel has done
+        self.flying: list[tuple[Any, ...]] = []  # sends queued: stream key, data, what else must live with it
+        self.flown: list[tuple[Any, ...]] = []  # sends the kernel has done
         self.batch: Iterator[tuple[int, int, int, int]] = iter(())
         self.unfinished = False  # `batch` is not used up
         self.out_of_buffers = False
@@ -192,16 +195,14 @@ class UringDriver:
         """Handle the batch. If a callback raises, the rest is handled in the next turn."""
         live = self.live.get
         buffers = self.buffers
-        area, size, bids, mask = buffers.area, buffers.size, buffers.bids, buffers.mask
-        buffer_tail = buffers.tail
+        area, size = buffers.area, buffers.size
+        used: list[int] = []
         try:
             for key, res, flags, bid in self.batch:
                 if flags & 1:  # IORING_CQE_F_BUFFER: bytes arrived
                     start = bid * size
                     data = area[start : start + res]
-                    if bids[buffer_tail & mask] != bid:
-                        buffers.write(buffer_tail & mask, bid)
-                    buffer_tail += 1
+                    used.append(bid)
                     stream = live(key)
                     if stream is not None:
                         if not flags & 2:  # no IORING_CQE_F_MORE: the receive is over
@@ -218,9 +219,8 @@ class UringDriver:
                         self._other(key, res, flags)
             self.unfinished = False
         finally:
-            if buffer_tail != buffers.tail:
-                buffers.tail = buffer_tail
-                buffers.publish()
+            if used:
+                buffers.give_back(used)
 
     def _other(self, key: int, res: int, flags: int) -> None:
         """A completion of a stream that is not its receive."""
@@ -231,7 +231,7 @@ class UringDriver:
         if stream is None:
             return
         if kind == SEND:
-            data = next((data for sender, data, _ in self.flown if sender == stream.key), None)
+            data = next((sent[1] for sent in self.flown if sent[0] == stream.key), None)
             if data is not None:
                 stream.not_sent(res, data)
         elif kind == REST:
@@ -242,42 +242,44 @@ class UringDriver:
     def _flush(self) -> None:
         """Queue one send for each stream that was written to."""
         ring = self.ring
-        pack, sq, sq_mask, head, entries = SQE_WORDS.pack_into, ring.sq, ring.sq_mask, ring.sq_head, ring.entries
-        flying = self.flying
-        tail = ring.tail
-        room = entries - ((tail - head[0]) & 0xFFFFFFFF)
         dirty, self.dirty = self.dirty, []
-        for stream in dirty:
+        while len(dirty) > ring.room:
+            room = ring.room
+            self._queue_sends(dirty[:room])
+            dirty = dirty[room:]
+            if not ring.make_room():
+                self.dirty[:0] = dirty
+                return
+        self._queue_sends(dirty)
+
+    def _queue_sends(self, streams: list[Any]) -> None:
+        """The same for no more streams than the queue has room for. Hot path: once for nearly every response."""
+        ring = self.ring
+        pack, sq, mask, flying = SEND_SQE.pack_into, ring.sq, ring.sq_mask << 6, self.flying
+        tail = ring.tail
+        for stream in streams:
             data = stream.out
-            if data is None or stream.gone:
-                continue
-            if not room or ring.waiting:
-                ring.tail = tail
-                if not ring.make_room():
-                    self.dirty.append(stream)
-                    continue
-                tail = ring.tail
-                room = entries - ((tail - head[0]) & 0xFFFFFFFF)
-            stream.out = None
             if type(data) is not bytes:
+                if data is None:
+                    continue
                 if type(data) is not list:
                     data = bytes(data)
                 elif sum(map(len, data)) > JOIN_BYTES_MAX and len(data) <= IOV_MAX:
+                    stream.out = None
                     ring.tail = tail
-                    self._flush_pieces(stream, data)
+                    self._send_pieces(stream, data)
                     tail = ring.tail
-                    room = entries - ((tail - head[0]) & 0xFFFFFFFF)
                     continue
                 else:
                     data = b"".join(data)
-            flying.append((stream.key, data, None))
-            pack(sq, (tail & sq_mask) << 6, stream.send_head, 0, id(data) + BYTES_OFFSET,
-                 len(data) | SEND_NOW << 32, stream.send_key, 0, 0, 0)
+            stream.out = None
+            flying.append((stream.key, data))
+            pack(sq, tail << 6 & mask, stream.send_head, id(data) + BYTES_OFFSET, len(data) | SEND_NOW_WORD,
+                 stream.send_key)
             tail += 1
-            room -= 1
         ring.tail = tail
 
-    def _flush_pieces(self, stream: UringStream, pieces: list[bytes]) -> None:
+    def _send_pieces(self, stream: UringStream, pieces: list[bytes]) -> None:
         """Queue one sendmsg: head and large body go out from where they lie."""
         for number, piece in enumerate(pieces):
             if type(piece) is not bytes:

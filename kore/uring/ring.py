@@ -211,6 +211,11 @@ class Ring:
             opcode, flags, ioprio, fd, off, addr, length, op_flags, user_data, buf_group, 0, file_index, 0, 0)
         self.tail += 1
 
+    @property
+    def room(self) -> int:
+        """How many entries can be queued."""
+        return 0 if self.waiting else self.entries - ((self.tail - self.sq_head[0]) & 0xFFFFFFFF)
+
     def make_room(self) -> bool:
         """Submit what is queued, then move waiting entries in. True when there is room for one more."""
         self.enter(0, 0.0, reap=False)

@@ -69,8 +69,8 @@ IORING_SQ_CQ_OVERFLOW = 1 << 1
 SQE = struct.Struct("<BBHiQQIIQHHiQQ")
 """opcode, flags, ioprio, fd, off, addr, len, op_flags, user_data, buf_index, personality, file_index, addr3, pad"""
 
-SQE_WORDS = struct.Struct("<8Q")
-"""The same 64 bytes as eight words: for the hot path, where most of them are known beforehand."""
+SEND_SQE = struct.Struct("<Q8xQQQ24x")
+"""The same 64 bytes of a send, mostly known beforehand: opcode to fd, addr, len and op_flags, user_data; zeros."""
 
 CQE = struct.Struct("<QiHH")
 """user_data, res, flags: the lower half has the flags, the upper the buffer id (IORING_CQE_BUFFER_SHIFT)"""
