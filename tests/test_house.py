@@ -154,6 +154,18 @@ def leftovers(path: str, text: str) -> list[str]:
     return found
 
 
+def broken_repeats(path: str, text: str) -> list[str]:
+    """Possessive repeats of groups: before 3.11.5 they match half a group (python/cpython#106052); Debian 12 has 3.11.2."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str | bytes):
+            pattern = node.value if isinstance(node.value, str) else node.value.decode("latin-1")
+            without_sets = re.sub(r"\[(?:\\.|[^\]\\])*\]", "", pattern, flags=re.DOTALL)
+            if re.search(r"\)(?:[*+?]|\{[0-9,]+\})\+", without_sets):
+                found.append(f"{path}:{node.lineno}: a possessive repeat of a group: {pattern[:60]}")
+    return found
+
+
 def undocumented(path: str, text: str) -> list[str]:
     """Public classes and functions of a module without a docstring."""
     return [
@@ -234,6 +246,14 @@ def test_every_file_says_what_it_is() -> None:
 def test_nothing_is_left_over() -> None:
     """No reminders, stubs, bare excepts or unexplained silencers."""
     report(each(leftovers, "kore", "tests", "examples", "scripts"))
+
+
+def test_patterns_mean_the_same_on_every_python() -> None:
+    """No regular expression uses what older Pythons get wrong."""
+    assert broken_repeats("x.py", 're.compile(rb"(?:;a)*+")')
+    assert broken_repeats("x.py", 're.compile(r"(a[)]){1,2}+")')
+    assert not broken_repeats("x.py", 're.compile(rb"(?:[()*+]|;a++)*")')
+    report(each(broken_repeats, "kore"))
 
 
 def test_what_is_public_is_documented() -> None:

@@ -16,10 +16,10 @@ from kore.http.head import check_fields, refuse_illegal
 CHUNK_LINE_BYTES_MAX: Final = 256  # 16 digits of size and room for a signature, the one extension seen in the wild
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
-_QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*+"'
-_EXTENSION = rb"[ \t]*+;[ \t]*+" + _TOKEN + rb"(?:[ \t]*+=[ \t]*+(?:" + _TOKEN + rb"|" + _QUOTED + rb"))?+"
-_size_line = re.compile(rb"([0-9A-Fa-f]{1,16}+)((?:" + _EXTENSION + rb")*+)\r\n").match
-_size_line_start = re.compile(rb"(?:[0-9A-Fa-f]{1,16}+(?:[ \t;][\t -~\x80-\xff]*+)?+\r?)?").fullmatch
+_QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
+_EXTENSION = rb"[ \t]*+;[ \t]*+" + _TOKEN + rb"(?:[ \t]*+=[ \t]*+(?:" + _TOKEN + rb"|" + _QUOTED + rb"))?"
+_size_line = re.compile(rb"([0-9A-Fa-f]{1,16}+)((?:" + _EXTENSION + rb")*)\r\n").match
+_size_line_start = re.compile(rb"(?:[0-9A-Fa-f]{1,16}+(?:[ \t;][\t -~\x80-\xff]*+)?\r?)?").fullmatch
 
 _SIZE, _DATA, _DATA_END, _TRAILERS, _DONE = range(5)
 
