@@ -155,7 +155,7 @@ def leftovers(path: str, text: str) -> list[str]:
 
 
 def broken_repeats(path: str, text: str) -> list[str]:
-    """Possessive repeats of groups: before 3.11.5 they match half a group (python/cpython#106052); Debian 12 has 3.11.2."""
+    """Possessive repeats of groups, which before 3.11.5 match half a group (python/cpython#106052)."""
     found = []
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str | bytes):
