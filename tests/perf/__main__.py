@@ -60,7 +60,12 @@ class Rig:
 
     def rounds(self, case: Case) -> int:
         """How many rounds of a case."""
-        return min(self.options.rounds, case.rounds_max)
+        least = 1 if self.options.short else case.rounds_min
+        return max(least, min(self.options.rounds, case.rounds_max))
+
+    def seconds(self, case: Case) -> int:
+        """How long one round of a case is."""
+        return max(1 if self.options.short else case.seconds_min, int(self.options.seconds))
 
     def start(self, name: str) -> Server | None:
         """A server, or None and the reason among the missing."""
@@ -124,7 +129,7 @@ class Rig:
                 if case.how == "paced":
                     one = load.paced(
                         self.servers[entry.server], self.load_core, path=entry.path, connections=entry.connections,
-                        seconds=self.options.seconds, rate=max(rates[entry.label] / 2, 1.0))
+                        seconds=self.seconds(case), rate=max(rates[entry.label] / 2, 1.0))
                 else:
                     one = self.full(entry, self.options.seconds)
                 self.results.add(case.name, entry.label, number, one)

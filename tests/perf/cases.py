@@ -28,14 +28,19 @@ class Entry:
 
 @dataclass(frozen=True)
 class Case:
-    """`how` names the way it is run: full, paced, idle or startup; in a short run only `short` take part."""
+    """`how` names the way it is run: full, paced, idle or startup.
+
+    In a short run only `short` take part, and the minima do not count.
+    """
 
     name: str
     title: str
     entries: tuple[Entry, ...]
     how: str = "full"
     short: tuple[str, ...] = ("kore-uring", "nginx")
+    rounds_min: int = 1
     rounds_max: int = 100
+    seconds_min: int = 1
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,8 @@ CASES = (
         Entry("kore-uring", "kore-streams-uring"), Entry("kore-epoll", "kore-streams-epoll"),
         Entry("uvloop", "uvloop-streams"), Entry("selector", "selector-streams")),
         short=("kore-streams-uring", "uvloop-streams")),
-    Case("paced", "latency at half of each server's own full load, 64 connections", on_all(), how="paced"),
+    Case("paced", "latency at half of each server's own full load, 64 connections", on_all(), how="paced",
+         rounds_min=15, seconds_min=2),  # a tail scatters more than a mean
     Case("idle", "10,000 idle connections beside 64 busy ones", on_all(), how="idle", rounds_max=3),
     Case("startup", "from the command to the first response", on_all(), how="startup",
          short=("kore-uring", "kore-epoll", "nginx", "granian", "uvicorn")),
