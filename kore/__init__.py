@@ -46,7 +46,17 @@ if TYPE_CHECKING:  # the same map once more, for type checkers and editors; a te
     from kore.application.privileges import privsep
     from kore.application.servers import server
     from kore.http.request import Request as pyhttp_request  # noqa: N813 (the name is the reference's)
-    from kore.process.calls import fatal, fatalx, log, setname, shutdown, sigtrap, worker
+    from kore.process.calls import (
+        fatal,
+        fatalx,
+        log,
+        sendobj,
+        setname,
+        shutdown,
+        sigtrap,
+        websocket_broadcast,
+        worker,
+    )
     from kore.reactor.locks import PyLock as pylock  # noqa: N813 (the name is the reference's)
     from kore.reactor.locks import lock
     from kore.reactor.queues import PyQueue as pyqueue  # noqa: N813 (the name is the reference's)
@@ -63,7 +73,9 @@ _HOMES = {
     "kore.application.privileges": ("privsep",),
     "kore.application.servers": ("server",),
     "kore.http.request": ("Request as pyhttp_request",),
-    "kore.process.calls": ("fatal", "fatalx", "log", "setname", "shutdown", "sigtrap", "worker"),
+    "kore.process.calls": (
+        "fatal", "fatalx", "log", "sendobj", "setname", "shutdown", "sigtrap", "websocket_broadcast", "worker",
+    ),
     "kore.reactor.locks": ("PyLock as pylock", "lock"),
     "kore.reactor.queues": ("PyQueue as pyqueue", "queue"),
     "kore.reactor.tasks": ("coroname", "corotrace", "task_create", "task_id", "task_kill"),
@@ -118,6 +130,7 @@ __all__ = [
     "pytimer",
     "queue",
     "route",
+    "sendobj",
     "server",
     "setname",
     "shutdown",
@@ -129,6 +142,7 @@ __all__ = [
     "time",
     "timer",
     "tracer",
+    "websocket_broadcast",
     "worker",
 ]
 

@@ -1,12 +1,20 @@
-"""kore.log, worker, fatal, shutdown, setname and sigtrap, as seen outside of a worker."""
+"""The functions that speak to the processes, as seen outside of a worker, and what they hand to one inside."""
 
 from __future__ import annotations
 
+import pickle
+import sys
+from types import ModuleType
+
 import pytest
 
+import kore
 from kore.application.declared import application
+from kore.http.peer import Peer
 from kore.process import calls, role
+from kore.process.channel import Kind
 from kore.process.log import LOG_ERR, LOG_INFO, Log
+from kore.process.pieces import TO_ALL, TO_OTHERS
 
 
 class Lines:
@@ -75,3 +83,116 @@ def test_setname_is_kept_for_the_titles(lines):
     for wrong, error in ((7, TypeError), ("", ValueError)):
         with pytest.raises(error):
             calls.setname(wrong)
+
+
+@pytest.mark.parametrize("worker", [True, "1", 1.0, b"1"])
+def test_sendobj_takes_an_id_and_nothing_else(lines, worker):
+    with pytest.raises(TypeError, match="^sendobj: worker is the id"):
+        calls.sendobj("x", worker=worker)
+
+
+@pytest.mark.parametrize("worker", [None, 1])
+def test_sendobj_from_the_parent_is_an_error_and_no_crash(lines, worker):
+    with pytest.raises(RuntimeError, match="^sendobj: workers send to workers"):
+        calls.sendobj("x", worker=worker)
+
+
+class Sent:
+    """In the place of a worker's Post: keeps what is sent."""
+
+    def __init__(self):
+        self.sent = []
+
+    def send(self, kind, target, data):
+        self.sent.append((kind, target, data))
+
+
+@pytest.fixture
+def worker(lines):
+    role.role.post, role.role.workers, role.role.worker = Sent(), 3, 1
+    return role.role
+
+
+@pytest.mark.parametrize("number", [0, -1, 4, 5, 1001, 1 << 70])
+def test_sendobj_knows_the_ids(worker, number):
+    with pytest.raises(RuntimeError, match="their ids are 1 to 3"):
+        calls.sendobj("x", worker=number)
+
+
+def test_sendobj_pickles_at_the_call(worker):
+    thing = [1]
+    assert calls.sendobj(thing, worker=3) is None
+    thing.append(2)
+    assert calls.sendobj(thing) is None
+    assert [(kind, target, pickle.loads(data)) for kind, target, data in worker.post.sent] == [
+        (Kind.OBJECT, 3, [1]), (Kind.OBJECT, TO_ALL, [1, 2]),
+    ]
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        calls.sendobj(lambda: None)
+    assert len(worker.post.sent) == 2
+
+
+class Broadcasts:
+    """In the place of the module that sends to this worker's clients."""
+
+    def __init__(self):
+        self.sent = []
+
+    def local(self, server, src, op, data):
+        self.sent.append((src, op, data))
+
+
+@pytest.fixture
+def clients(worker, monkeypatch):
+    worker.server = object()
+    found = Broadcasts()
+    package = ModuleType("kore.http.websocket")
+    package.broadcast = found
+    monkeypatch.setitem(sys.modules, "kore.http.websocket", package)
+    return found
+
+
+def test_a_local_broadcast_stays_in_the_worker(worker, clients):
+    src = Peer(None, -1)
+    assert calls.websocket_broadcast(src, kore.WEBSOCKET_OP_TEXT, "é", kore.WEBSOCKET_BROADCAST_LOCAL) is True
+    assert calls.websocket_broadcast(None, kore.WEBSOCKET_OP_BINARY, memoryview(b"raw"), 77) is True
+    assert clients.sent == [(src, 1, "é".encode()), (None, 2, b"raw")]
+    assert worker.post.sent == []
+
+
+def test_a_global_broadcast_goes_to_the_other_workers_too_and_not_back(worker, clients):
+    src = Peer(None, -1)
+    assert calls.websocket_broadcast(src, 2, bytearray(b"raw"), kore.WEBSOCKET_BROADCAST_GLOBAL) is True
+    assert clients.sent == [(src, 2, b"raw")]
+    assert worker.post.sent == [(Kind.BROADCAST, TO_OTHERS, b"\x02raw")]
+    worker.workers = 1
+    calls.websocket_broadcast(None, 1, "alone", kore.WEBSOCKET_BROADCAST_GLOBAL)
+    assert len(worker.post.sent) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("src", 1, "x", 1), (7, 1, "x", 1), (None, 0, "x", 1), (None, 8, "x", 1), (None, "1", "x", 1),
+        (None, 1, None, 1), (None, 1, 5, 1), (None, 1, ["x"], 1), (None, 1, "x", "2"), (None, 1, "x", None),
+    ],
+)  # fmt: skip
+def test_a_broadcast_of_something_else_is_a_type_error(clients, arguments):
+    with pytest.raises(TypeError):
+        calls.websocket_broadcast(*arguments)
+    assert clients.sent == []
+
+
+def test_a_broadcast_that_cannot_be_sent_to_all_is_sent_to_nobody(worker, clients, monkeypatch):
+    def full(kind, target, data):
+        raise RuntimeError("the parent is slow")
+
+    monkeypatch.setattr(worker.post, "send", full, raising=False)
+    with pytest.raises(RuntimeError, match="slow"):
+        calls.websocket_broadcast(None, 1, "x", kore.WEBSOCKET_BROADCAST_GLOBAL)
+    assert clients.sent == []
+
+
+def test_a_broadcast_from_the_parent_is_an_error(lines):
+    with pytest.raises(RuntimeError, match="workers have clients"):
+        calls.websocket_broadcast(None, 1, "x", 1)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import array
+import os
+import socket
+
 import pytest
 
 from kore.process import role
@@ -93,3 +97,57 @@ def test_a_worker_counts_what_a_slow_parent_did_not_take_and_tells_it(pair):
 def test_a_log_message_of_a_broken_worker_is_read_all_the_same():
     assert role.log_of_body(b"") == (LOG_ERR, "")
     assert role.log_of_body(b"\x06\xff\xfe") == (6, r"\xff\xfe")
+
+
+def test_a_descriptor_travels_along_and_is_close_on_exec(pair, tmp_path):
+    parent, child = pair
+    with (tmp_path / "file").open("wb") as file:
+        assert parent.send_fd(Kind.REOPEN, b"7", file.fileno())
+        assert parent.send(Kind.STOP, b"\x0f")
+        kind, body, fd = child.receive_fd()
+        assert (kind, body) == (Kind.REOPEN, b"7")
+        assert os.path.samestat(os.fstat(fd), os.fstat(file.fileno()))
+        assert not os.get_inheritable(fd)
+        os.close(fd)
+    assert child.receive_fd() == (Kind.STOP, b"\x0f", None)
+    assert child.receive_fd() is None
+
+
+def open_fds():
+    return set(os.listdir("/proc/self/fd"))
+
+
+def test_descriptors_that_nobody_asked_for_are_closed(pair):
+    parent, child = pair
+    before = open_fds()
+    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0] * 200))
+    for _ in range(3):
+        child.sock.sendmsg([b"\x01"], [rights])
+    assert parent.receive() == (Kind.READY, b"")
+    assert parent.receive_message() == b"\x01"
+    assert open_fds() == before
+    *_, fd = parent.receive_fd()
+    assert len(open_fds() - before) == 1, "one fits, the others are closed"
+    os.close(fd)
+
+
+def test_a_message_waits_for_room_and_an_end_is_an_error(pair):
+    parent, child = pair
+    while child.send_message(b"\x20" + bytes(child.piece_bytes() - 1)):
+        pass
+    child.wait_for_room(0.01)
+    while parent.receive_message() is not None:
+        pass
+    child.wait_for_room(20)
+    assert child.send_message(b"\x20")
+    parent.close()
+    with pytest.raises(OSError):
+        child.send_message(b"\x20")
+
+
+def test_pieces_fit_a_small_buffer_several_times(pair):
+    _, child = pair
+    child.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the kernel gives its least
+    piece = b"\x20" + bytes(child.piece_bytes() - 1)
+    assert len(piece) >= 1024
+    assert child.send_message(piece)

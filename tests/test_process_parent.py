@@ -315,7 +315,7 @@ serve(work, workers=3, private_fds=lambda: (zero,))
     )
     pids_of(program)
     program.wait_for(r"proc=\[wrk 3\] log=\[private False\]")
-    assert program.out.count("sockets 1]") == 3
+    assert program.out.count("sockets 2]") == 3, "its two channels"
     assert program.out.count("epolls 0]") == 3
 
 

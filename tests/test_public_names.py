@@ -26,12 +26,11 @@ CONSTANTS = {
     "WEBSOCKET_BROADCAST_GLOBAL": 2,
 }  # fmt: skip
 
-# Kore-api.md 5.3, less what needs parts that are not there: curl, dbquery, dbsetup, httpclient, proc, sendobj,
-# socket_wrap, websocket_broadcast.
+# Kore-api.md 5.3, less what needs parts that are not there: curl, dbquery, dbsetup, httpclient, proc, socket_wrap.
 FUNCTIONS = {
     "app", "coroname", "corotrace", "domain", "fatal", "fatalx", "gather", "lock", "log", "prerequest", "privsep",
-    "queue", "route", "server", "setname", "shutdown", "sigtrap", "suspend", "task_create", "task_id", "task_kill",
-    "time", "timer", "tracer", "worker",
+    "queue", "route", "sendobj", "server", "setname", "shutdown", "sigtrap", "suspend", "task_create", "task_id",
+    "task_kill", "time", "timer", "tracer", "websocket_broadcast", "worker",
 }  # fmt: skip
 
 # Kore-api.md 5.2: the exported type objects and the names they show.

@@ -1,15 +1,26 @@
-"""The functions an application calls to speak to its processes: kore.log, worker, fatal, shutdown and their kin.
+"""The functions an application calls to speak to its processes: kore.log, sendobj, fatal, shutdown and their kin.
 
 Arguments are positional as in the reference; what each returns is in the notes on the API, sections 7.2 to 7.12.
 """
 
 from __future__ import annotations
 
+import pickle
 import signal as signals
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
+from kore.application.constants import (
+    WEBSOCKET_BROADCAST_GLOBAL,
+    WEBSOCKET_OP_BINARY,
+    WEBSOCKET_OP_TEXT,
+)
 from kore.application.declared import application
 from kore.process import role
+from kore.process.channel import Kind
+from kore.process.pieces import TO_ALL, TO_OTHERS
+
+if TYPE_CHECKING:
+    from kore.http.peer import Peer
 
 UNTRAPPABLE = frozenset({signals.SIGKILL, signals.SIGSTOP})
 """signal(7): no process may catch them."""
@@ -32,6 +43,63 @@ def log(priority: int, text: str, /) -> bool:
 def worker(*_ignored: object) -> int | None:
     """The id of this worker, 1 and up; None in the parent. Source: reference, "worker"."""
     return role.role.worker
+
+
+def sendobj(obj: object, /, *, worker: int | None = None) -> None:
+    """Send `obj` to the ``koreapp.onmsg(obj)`` hook of worker `worker` (1 and up), or of all workers, this one too.
+
+    The object is pickled at once, so what happens to it later changes nothing; at most 16 MiB, pickled. It arrives
+    through the loop, never inside this call, and objects from one worker arrive at another in the order they were sent.
+    A worker gets each object once at most, and exactly once if its process lives on and takes what it is sent: what
+    a process had not taken when it died is lost with it, its successor gets what is sent from its start on. A worker
+    that is stuck loses what goes beyond 20 MiB waiting for it; the log tells how many. Nothing is confirmed.
+
+    Raises what pickling raises; TypeError when `worker` is no int (or a bool); ValueError for an object that is too
+    long; RuntimeError when there is no such worker, outside of a worker, and when so much waits for the parent
+    that nothing can be added. Source: kore-api.md 16.
+    """
+    if worker is not None and type(worker) is not int:
+        raise TypeError(f"sendobj: worker is the id of one, an int, not {type(worker).__name__}")
+    mine = role.role
+    if mine.post is None:
+        raise RuntimeError("sendobj: workers send to workers, and this is none")
+    if worker is not None and not 1 <= worker <= mine.workers:
+        raise RuntimeError(f"sendobj: there is no worker {worker}; their ids are 1 to {mine.workers}")
+    target = TO_ALL if worker is None else worker
+    mine.post.send(Kind.OBJECT, target, pickle.dumps(obj, pickle.HIGHEST_PROTOCOL))
+
+
+def websocket_broadcast(
+    src: Peer | None, op: int, data: str | bytes | bytearray | memoryview, scope: int, /
+) -> bool:
+    """Send a WebSocket message to all clients of this worker but `src`; with WEBSOCKET_BROADCAST_GLOBAL of all workers.
+
+    `src` is the connection to leave out, or None; `op` is WEBSOCKET_OP_TEXT or WEBSOCKET_OP_BINARY; `data` a str
+    (sent as UTF-8) or bytes-like; any other `scope` means this worker. Every client gets the message once. Returns
+    True. Raises TypeError for arguments of other types and for another `op`, ValueError for more than 16 MiB to
+    all workers, RuntimeError outside of a worker and when so much waits for the parent that nothing can be added;
+    then nobody got the message. Source: reference, "websocket_broadcast"; kore-api.md 11.5.
+    """
+    from kore.http.peer import Peer
+
+    if src is not None and not isinstance(src, Peer):
+        raise TypeError(f"websocket_broadcast: src is a connection or None, not {type(src).__name__}")
+    if op not in (WEBSOCKET_OP_TEXT, WEBSOCKET_OP_BINARY) or not isinstance(op, int):
+        raise TypeError(f"websocket_broadcast: op is WEBSOCKET_OP_TEXT or WEBSOCKET_OP_BINARY, not {op!r}")
+    if not isinstance(data, str | bytes | bytearray | memoryview):
+        raise TypeError(f"websocket_broadcast: data is a str or bytes-like, not {type(data).__name__}")
+    if not isinstance(scope, int):
+        raise TypeError(f"websocket_broadcast: scope is an int, not {type(scope).__name__}")
+    mine = role.role
+    if mine.post is None or mine.server is None:
+        raise RuntimeError("websocket_broadcast: workers have clients, and this is none")
+    from kore.http.websocket import broadcast
+
+    body = data.encode() if isinstance(data, str) else bytes(data)
+    if scope == WEBSOCKET_BROADCAST_GLOBAL and mine.workers > 1:
+        mine.post.send(Kind.BROADCAST, TO_OTHERS, bytes((op,)) + body)
+    broadcast.local(mine.server, src, op, body)
+    return True
 
 
 def fatal(reason: object = "fatal", /, *_ignored: object) -> NoReturn:

@@ -1,15 +1,21 @@
 """The channel between the parent and one worker: small messages, bounded, never waited for.
 
 A SOCK_SEQPACKET pair keeps the borders of messages, so there is no framing to get wrong, and the kernel's
-buffer is the bound: a message it does not take now is refused to the sender, who counts it. Who speaks is
+buffer is the bound: a message it does not take now is refused to the sender, who counts or keeps it. Who speaks is
 known from the socket, never from the message. The end of the channel means that the other side is gone.
+
+Each worker has two: one for what the processes say to each other (log lines, ready, stop), and one for what workers
+say to workers, so that a flood of either never takes the room of the other.
 """
 
 from __future__ import annotations
 
+import array
 import enum
+import errno
 import select
 import socket
+from collections.abc import Sequence
 
 MESSAGE_BYTES_MAX = 65536
 """The longest message; a log line of the longest text, each character at its widest escape, fits."""
@@ -17,9 +23,15 @@ MESSAGE_BYTES_MAX = 65536
 BUFFER_BYTES = 1 << 20
 """Send buffer asked for (the kernel's net.core.wmem_max caps it): some hundred log lines in a burst."""
 
+FDS_SPACE = socket.CMSG_LEN(array.array("i").itemsize)
+"""Room for the one descriptor a message may carry; what else is sent along, the kernel closes (unix(7))."""
+
+NO_ROOM = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS, errno.EINTR})
+"""Errors of a send that pass: no room in the buffer, no memory, too many descriptors on their way (unix(7))."""
+
 
 class Kind(enum.IntEnum):
-    """What a message means. The first group goes to the parent, the second to a worker."""
+    """What a message means. The first group goes to the parent, the second to a worker, the third both ways."""
 
     READY = 1  # the worker serves; no body
     LOG = 2  # priority (one byte), UTF-8 text
@@ -29,6 +41,10 @@ class Kind(enum.IntEnum):
 
     STOP = 16  # drain and end; the signal's number (one byte)
     ABORT = 17  # end now; no body
+    REOPEN = 18  # put the descriptor sent along in the place of the one with this decimal number
+
+    OBJECT = 32  # a piece of a pickled object for koreapp.onmsg; kore.process.pieces
+    BROADCAST = 33  # a piece of a WebSocket message for the clients of a worker: its opcode, then the data
 
 
 class ChannelError(Exception):
@@ -56,22 +72,66 @@ class Channel:
             return False
         return True
 
+    def send_fd(self, kind: Kind, body: bytes, fd: int) -> bool:
+        """The same with a descriptor along, of which the peer gets one of its own."""
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", (fd,)))
+        try:
+            self.sock.sendmsg((bytes((kind,)) + body,), (rights,))
+        except OSError:
+            return False
+        return True
+
+    def send_message(self, message: bytes) -> bool:
+        """Send a message with its kind in front; False when there is no room now. Raises OSError: the peer is gone."""
+        try:
+            self.sock.send(message)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            return False
+        return True
+
     def send_last(self, kind: Kind, body: bytes = b"", *, timeout: float = 0.5) -> bool:
         """Send and wait up to `timeout` seconds for room: for the last words of a process that ends."""
         if self.send(kind, body):
             return True
+        self.wait_for_room(timeout)
+        return self.send(kind, body)
+
+    def wait_for_room(self, timeout: float) -> None:
+        """Wait up to `timeout` seconds until the buffer has room, or the peer is gone."""
         poller = select.poll()
         poller.register(self.sock.fileno(), select.POLLOUT)
         poller.poll(timeout * 1000)
-        return self.send(kind, body)
 
     def receive(self) -> tuple[Kind, bytes] | None:
-        """The next message, or None when there is none now.
+        """The next message, or None when there is none now; descriptors sent along are closed by the kernel.
 
         Raises EOFError when the peer is gone and everything it sent has been read; ChannelError.
         """
+        message = self.receive_message()
+        return None if message is None else (kind_of(message), message[1:])
+
+    def receive_fd(self) -> tuple[Kind, bytes, int | None] | None:
+        """The next message and the descriptor that came along, which is the caller's to close. Raises as receive()."""
+        received = self._receive(FDS_SPACE)
+        if received is None:
+            return None
+        message, ancillary = received
+        fds = array.array("i")
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+        return kind_of(message), message[1:], fds[0] if fds else None
+
+    def receive_message(self) -> bytes | None:
+        """The next message with its kind in front, which may be any byte. Raises as receive()."""
+        received = self._receive(0)
+        return None if received is None else received[0]
+
+    def _receive(self, space: int) -> tuple[bytes, list[tuple[int, int, bytes]]] | None:
         try:
-            data, _, flags, _ = self.sock.recvmsg(MESSAGE_BYTES_MAX)
+            data, ancillary, flags, _ = self.sock.recvmsg(MESSAGE_BYTES_MAX, space, socket.MSG_CMSG_CLOEXEC)
         except (BlockingIOError, InterruptedError):
             return None
         except ConnectionError:
@@ -80,14 +140,23 @@ class Channel:
             raise EOFError
         if flags & socket.MSG_TRUNC:
             raise ChannelError(f"a message of more than {MESSAGE_BYTES_MAX} bytes")
-        try:
-            return Kind(data[0]), data[1:]
-        except ValueError:
-            raise ChannelError(f"a message of unknown kind {data[0]}") from None
+        return data, ancillary
+
+    def piece_bytes(self) -> int:
+        """The longest message worth sending: four of them fit the buffer, however small the kernel made it."""
+        return min(MESSAGE_BYTES_MAX, self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 4)
 
     def close(self) -> None:
         """Close this end; the other side reads the end of the channel."""
         self.sock.close()
+
+
+def kind_of(message: Sequence[int]) -> Kind:
+    """The kind of a message, its first byte. Raises ChannelError for one that there is not."""
+    try:
+        return Kind(message[0])
+    except ValueError:
+        raise ChannelError(f"a message of unknown kind {message[0]}") from None
 
 
 def channel_pair() -> tuple[Channel, Channel]:

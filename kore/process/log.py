@@ -39,6 +39,9 @@ RESERVE_BYTES = 1 << 16
 PIECE_BYTES = 4096
 """What a pipe that poll(2) reports writable is sure to take without blocking (pipe(7): PIPE_BUF)."""
 
+LOG_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
+LOG_MODE = 0o644
+
 PARENT = "[parent]"
 
 UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -160,19 +163,26 @@ class DescriptorSink:
         self.flush()
 
 
+def open_log(path: str) -> int:
+    """Open a logfile once more, after a rotation; the descriptor. Raises OSError.
+
+    Never waits: a fifo whose reader is gone (fifo(7)) would otherwise stop the parent until there is another.
+    """
+    fd = os.open(path, LOG_FLAGS | os.O_NONBLOCK, LOG_MODE)
+    os.set_blocking(fd, True)
+    return fd
+
+
 class FileSink(DescriptorSink):
     """Lines appended to a file that the parent opens by its absolute path, again after a rotation."""
 
     def __init__(self, path: str) -> None:
         self.path = os.path.abspath(path)
         try:
-            fd = self._open()
+            fd = os.open(self.path, LOG_FLAGS, LOG_MODE)
         except OSError as error:
             raise StartError(f"logfile {self.path}: {error.strerror}") from error
         super().__init__(fd)
-
-    def _open(self) -> int:
-        return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY, 0o644)
 
     def fds(self) -> tuple[int, ...]:
         return (self._fd,)
@@ -180,7 +190,7 @@ class FileSink(DescriptorSink):
     def reopen(self) -> None:
         """Raises OSError and keeps the old file when the new one cannot be opened."""
         self.flush()
-        fd = self._open()
+        fd = open_log(self.path)
         os.close(self._fd)
         self._fd = fd
         self._direct = stat.S_ISREG(os.fstat(fd).st_mode)

@@ -23,6 +23,8 @@ from typing import NoReturn
 from kore.process import role
 from kore.process.channel import Channel, ChannelError, Kind, channel_pair
 from kore.process.log import LOG_ERR, LOG_INFO, LOG_NOTICE, Log
+from kore.process.relay import Relay
+from kore.process.reopening import AccessLog, Reopening
 from kore.process.report import Death, death_report, signal_name
 from kore.process.seat import Seat
 
@@ -69,6 +71,8 @@ class Orders:
     """Called once with the pids when every worker serves."""
     route_name: Callable[[int], str | None] = lambda _: None
     """The name of the route with an index, for the report of a death."""
+    access_logs: tuple[AccessLog, ...] = ()
+    """What is opened again on SIGHUP, besides the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,10 @@ class WorkerPlace:
 
     worker: int
     channel: Channel
+    messages: Channel
+    """The channel of what workers send to workers."""
+    workers: int
+    """How many there are; their ids are 1 to that."""
     board: memoryview
     parent: int
     """The parent's pid, noted before the fork: getppid() says something else once it is dead."""
@@ -99,6 +107,8 @@ class Parent:
         self._sequence = 0
         self._log_fd: int | None = None
         self._selector = selectors.DefaultSelector()
+        self._relay = Relay(self._selector, log, self._after)
+        self._reopening = Reopening(orders.access_logs, log, self._after)
         self._wake_in, self._wake_out = socket.socketpair()
 
     def run(self) -> int:
@@ -198,8 +208,8 @@ class Parent:
         if number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             self._stop_signal(number)
         elif number == signal.SIGHUP:
-            self.log.reopen()
-            self.log.parent(LOG_NOTICE, "SIGHUP: the logfile was opened again; code and settings are not reloaded")
+            self._reopening.hangup(self.seats)
+            self.log.parent(LOG_NOTICE, "SIGHUP: logs were opened again; code and settings are not reloaded")
             self._pass_on(number)
         elif number != signal.SIGCHLD:
             self._pass_on(number)
@@ -254,30 +264,38 @@ class Parent:
     def _fork(self, seat: Seat) -> None:
         """Put a new process on `seat`. When there is none to be had, that counts as a death."""
         seat.board[0] = 0
+        channels: list[Channel] = []
         try:
-            mine, theirs = channel_pair()
+            channels += channel_pair()
+            channels += channel_pair()
         except OSError as error:
+            for channel in channels:
+                channel.close()
             self._no_worker(seat, f"no channel: {error.strerror}")
             return
+        mine, theirs, my_messages, their_messages = channels
         # Blocked until the child has its own handlers: a signal in between would be noted for nobody.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             pid = os.fork()
         except OSError as error:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-            mine.close()
-            theirs.close()
+            for channel in channels:
+                channel.close()
             self._no_worker(seat, f"no process: {error.strerror}")
             return
         if pid == 0:
-            seat.channel = mine  # closed with the others: it would hide the parent's death from its own worker
-            self._become_worker(seat, theirs, blocked)
+            # Closed with the others: they would hide the parent's death from its own worker.
+            seat.channel, seat.messages = mine, my_messages
+            self._become_worker(seat, theirs, their_messages, blocked)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         theirs.close()
-        seat.taken(pid, mine)
+        their_messages.close()
+        seat.taken(pid, mine, my_messages)
         self._selector.register(mine, selectors.EVENT_READ, lambda: self._hear(seat, mine))
+        self._relay.join(seat.worker, my_messages, lambda error: self._nonsense(seat, error))
 
-    def _become_worker(self, seat: Seat, channel: Channel, blocked: Iterable[int]) -> NoReturn:
+    def _become_worker(self, seat: Seat, channel: Channel, messages: Channel, blocked: Iterable[int]) -> NoReturn:
         """In the child: give up what is the parent's, take the role, work, end. Never returns to the parent's stack."""
         code = 1
         try:
@@ -296,7 +314,10 @@ class Parent:
                     other.board.release()
             role.take(role.WorkerRole(seat.worker, channel))
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-            code = self.orders.run_worker(WorkerPlace(seat.worker, channel, seat.board, self._pid, early))
+            place = WorkerPlace(
+                seat.worker, channel, messages, self.orders.workers, seat.board, self._pid, early_signals=early
+            )
+            code = self.orders.run_worker(place)
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         except BaseException as error:  # noqa: BLE001 (the stack above belongs to the parent: nothing may unwind into it)
@@ -313,8 +334,7 @@ class Parent:
         self._wake_in.close()
         self._wake_out.close()
         for seat in self.seats:
-            if seat.channel is not None:
-                seat.channel.close()
+            seat.close()
 
     def _no_worker(self, seat: Seat, reason: str) -> None:
         self.log.parent(LOG_ERR, f"worker {seat.worker} could not be started: {reason}")
@@ -345,6 +365,7 @@ class Parent:
         pid, ready = seat.pid, seat.ready
         if seat.channel is not None:
             self._hear_last(seat, seat.channel)
+            self._relay.leave(seat.worker)
         uptime = seat.left()
         if self.state is State.ABORTING or (self.state is State.STOPPING and death.clean):
             return
@@ -397,8 +418,12 @@ class Parent:
             self._selector.unregister(channel)
         except ChannelError as error:
             self._selector.unregister(channel)
-            self.log.parent(LOG_ERR, f"worker {seat.worker} (pid {seat.pid}) is killed: it sent {error}")
-            os.kill(seat.pid, signal.SIGKILL)
+            self._nonsense(seat, error)
+
+    def _nonsense(self, seat: Seat, error: ChannelError) -> None:
+        """Kill a worker that is not what was forked any more: nothing it says can be trusted."""
+        self.log.parent(LOG_ERR, f"worker {seat.worker} (pid {seat.pid}) is killed: it sent {error}")
+        os.kill(seat.pid, signal.SIGKILL)
 
     def _hear_last(self, seat: Seat, channel: Channel) -> None:
         """Read everything a dead worker left behind: no more than its channel's buffer held."""
@@ -428,7 +453,7 @@ class Parent:
                 self.exit_code = EXIT_FATAL
                 self.abort() if self.state is State.STARTING else self.stop()
             case _:
-                raise ChannelError(f"a {kind.name}, which only the parent sends")
+                raise ChannelError(f"a {kind.name}, which no worker sends here")
 
     def _ready(self, seat: Seat) -> None:
         seat.ready = True

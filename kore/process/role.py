@@ -10,11 +10,15 @@ import atexit
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from kore.application.declared import application
 from kore.process.channel import Channel, Kind
 from kore.process.log import LOG_ERR, Log, cut, standard_output
+
+if TYPE_CHECKING:
+    from kore.http.server import HttpServer
+    from kore.process.post import Post
 
 
 class Role:
@@ -22,6 +26,9 @@ class Role:
 
     label = "[parent]"
     worker: int | None = None
+    workers = 0  # how many there are; known to workers
+    post: Post | None = None  # what a worker sends to workers with
+    server: HttpServer | None = None
 
     def __init__(self, log: Log | None = None) -> None:
         self._log = log
@@ -82,7 +89,9 @@ class WorkerRole(Role):
             self.dropped = 0
 
     def last_words(self) -> None:
-        """Before the end: the count of what was lost, waiting a moment for room."""
+        """Before the end: the count of what was lost and messages that wait, both with a moment for room."""
+        if self.post is not None:
+            self.post.close()
         if self.dropped and self.channel.send_last(Kind.DROPPED, b"%d" % self.dropped):
             self.dropped = 0
 

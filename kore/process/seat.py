@@ -35,7 +35,11 @@ class Seat:
     board: memoryview = field(default_factory=new_board)
     pid: int = 0  # 0: empty
     channel: Channel | None = None
+    messages: Channel | None = None
+    """The channel of what workers send to workers; the relay's."""
     ready: bool = False
+    reopened: set[int] = field(default_factory=set)
+    """Descriptors of access logs that were opened again and that the process has not been sent yet."""
     started: float = 0.0  # monotonic seconds
     restarts: int = 0
     failures: int = 0  # deaths in a row without a healthy life between them
@@ -45,10 +49,12 @@ class Seat:
         """How the log and the process list call it."""
         return f"[wrk {self.worker}]"
 
-    def taken(self, pid: int, channel: Channel) -> None:
+    def taken(self, pid: int, channel: Channel, messages: Channel) -> None:
         """A process sat down."""
         self.pid = pid
         self.channel = channel
+        self.messages = messages
+        self.reopened.clear()
         self.ready = False
         self.started = time.monotonic()
 
@@ -56,10 +62,15 @@ class Seat:
         """The process is gone: free what it had. Its uptime in seconds."""
         self.pid = 0
         self.ready = False
-        if self.channel is not None:
-            self.channel.close()
-            self.channel = None
+        self.close()
+        self.channel = self.messages = None
         return time.monotonic() - self.started
+
+    def close(self) -> None:
+        """Close the channels: the process is gone, or this one is a child that must not have them."""
+        for channel in (self.channel, self.messages):
+            if channel is not None:
+                channel.close()
 
     def next_delay(self, uptime: float) -> float:
         """Seconds until the successor starts, after a life of `uptime` seconds: 0, then 0.1, 0.2 ... 5."""

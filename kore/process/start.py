@@ -24,6 +24,7 @@ from kore.process.daemon import Daemon, daemonise
 from kore.process.log import LOG_ERR, LOG_INFO, LOG_NOTICE, FileSink, Log, SyslogSink, standard_output
 from kore.process.parent import EXIT_FATAL, Orders, Parent
 from kore.process.pidfile import HeldError, Pidfile
+from kore.process.reopening import access_logs
 from kore.version import __version__
 
 DRAIN_SECONDS = 10.0
@@ -250,6 +251,7 @@ class _Start:
             private_fds=self._private_fds,
             on_ready=self._ready,
             route_name=names.get,
+            access_logs=access_logs(self.plan.domains),
         )
 
     def _private_fds(self) -> list[int]:

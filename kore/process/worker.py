@@ -21,11 +21,12 @@ from kore.application.settings import Settings
 from kore.errors import EngineError
 from kore.http.server import HttpServer
 from kore.http.settings import HttpSettings
-from kore.process import affinity, prctl, role, title
+from kore.process import affinity, prctl, reopening, role, title
 from kore.process.channel import ChannelError, Kind
 from kore.process.descriptors import limit_descriptors
 from kore.process.log import LOG_ERR, LOG_NOTICE
 from kore.process.parent import WorkerPlace
+from kore.process.post import Post
 from kore.reactor import tasks
 
 GC_THRESHOLDS = (20_000, 20, 50)
@@ -109,14 +110,19 @@ class Worker:
         self._stopping = False
         self._finished = False
         self.server = HttpServer(loop, http_settings(orders.plan.settings), log=role.role.log, board=place.board)
+        self.post = Post(place.messages)
 
     def start(self) -> None:
         """Hear the parent and the signals, let the application start, then accept."""
         self.loop.add_reader(self.place.channel.fileno(), self._hear)
+        self.post.open(self.loop, self.hooks.onmsg, self._broadcast)
         mine = role.role
         if isinstance(mine, role.WorkerRole):
             mine.on_dropped = self._dropped
             mine.on_trap = self._trap
+            mine.workers = self.place.workers
+            mine.post = self.post
+            mine.server = self.server
         self._take_signals()
         tasks.process_loop = self.loop
         if not self._hook("python_runtime_execute", self.hooks.workerstart):
@@ -139,16 +145,35 @@ class Worker:
 
     def _hear(self) -> None:
         try:
-            while (message := self.place.channel.receive()) is not None:
-                kind, body = message
+            while (message := self.place.channel.receive_fd()) is not None:
+                kind, body, fd = message
                 if kind is Kind.STOP:
                     self._stop_signal(body[0])
                 elif kind is Kind.ABORT:
                     self._abort()
+                elif kind is Kind.REOPEN and fd is not None:
+                    self._reopen(body, fd)
         except (EOFError, ChannelError):
             # The parent is dead: nobody would replace this worker, read its log, or ever tell it to stop.
             self.loop.remove_reader(self.place.channel.fileno())
             self._abort()
+
+    def _reopen(self, body: bytes, fd: int) -> None:
+        """The parent opened an access log again: write to the new file from now on."""
+        logs = [domain.accesslog for domain in self.orders.plan.domains if domain.accesslog is not None]
+        try:
+            reopening.replace(body, fd, [log.fileno() for log in logs])
+        except OSError as error:
+            role.role.log(LOG_ERR, f"an access log stays the old one: {error.strerror}")
+
+    def _broadcast(self, body: bytes) -> None:
+        """Another worker sends a WebSocket message to all clients."""
+        from kore.http.websocket import broadcast
+
+        try:
+            broadcast.local(self.server, None, body[0], body[1:])
+        except Exception as error:  # noqa: BLE001 (what one worker sends must not end another)
+            reactor.report_exception("websocket_broadcast", error)
 
     def _dropped(self) -> None:
         """The channel is full. Perhaps on another thread: a thread of the executor may log too."""
@@ -233,6 +258,7 @@ class Worker:
                 self.loop.run_until_complete(asyncio.wait(left, timeout=CANCEL_SECONDS_MAX))
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
         finally:
+            self.post.close()
             self.loop.close()
             if isinstance(mine, role.WorkerRole):
                 mine.on_dropped = role.nothing  # there is no loop any more to try again on
