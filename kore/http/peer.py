@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kore.http.connection import HttpConnection
+    from kore.http.websocket.connection import WebSocketConnection
 
 
 class Peer:
     """A client's connection (kore-api.md section 11.1). Hashable; attributes of the application's own may be set."""
 
     def __init__(self, connection: HttpConnection, fd: int) -> None:
-        self._connection: HttpConnection | None = connection
+        self._connection: HttpConnection | WebSocketConnection | None = connection
         self._fd = fd
+        self._websocket = False
+        self._address: str | None = None
 
     @property
     def fd(self) -> int:
@@ -25,6 +29,8 @@ class Peer:
     @property
     def addr(self) -> str:
         """The client's IP address. Raises RuntimeError for a UNIX socket, or when the client is gone."""
+        if self._address is not None:
+            return self._address
         if self._fd < 0:
             raise RuntimeError("the connection is closed: its address is no longer known")
         with socket.socket(fileno=os.dup(self._fd)) as sock:
@@ -47,6 +53,31 @@ class Peer:
         if self._connection is not None:
             self._connection.disconnect()
         return True
+
+    def websocket_send(self, op: int, data: str | bytes | bytearray | memoryview, /) -> bool:
+        """Send one message; a str as UTF-8. Returns True, also when the client is gone and it goes nowhere.
+
+        `op` is WEBSOCKET_OP_TEXT or WEBSOCKET_OP_BINARY. It is sent at the end of this turn of the loop. A client that
+        does not take its output is closed with 1013 when a mebibyte has piled up. Raises TypeError when this is no
+        WebSocket, for another `op` and for data of another type; ValueError for text that is no UTF-8.
+        """
+        # While the WebSocket is open its own `send` stands in the place of this one.
+        if not self._websocket:
+            raise TypeError("websocket_send: this connection is no websocket")
+        from kore.http.websocket.frames import checked  # only where there are websockets
+
+        checked(op, data)
+        return True
+
+    def upgraded(self, connection: WebSocketConnection, send: Callable[..., bool]) -> None:
+        """Told by the handshake: from now on this is a WebSocket."""
+        try:
+            self._address = self.addr  # for ondisconnect, when the socket may have gone
+        except (OSError, RuntimeError):
+            pass  # a UNIX socket has none
+        self._connection = connection
+        self._websocket = True
+        vars(self)["websocket_send"] = send
 
     def lost(self) -> None:
         """Told by the connection: the client is gone."""
