@@ -32,7 +32,8 @@ DEFAULTS = {
     "http_body_disk_offload": 0,
     "http_body_disk_path": "tmp_files", "http_server_version": "kore (0.1.0)", "http_pretty_error": False,
     "http_hsts_enable": 31536000, "http_keepalive_time": 20, "http_request_ms": 10, "http_request_limit": 1000,
-    "websocket_maxframe": 16384, "websocket_timeout": 120, "pgsql_conn_max": 2, "pgsql_queue_limit": 1000,
+    "websocket_maxframe": 16384, "websocket_max_message": 1024 * 1024, "websocket_timeout": 120,
+    "pgsql_conn_max": 2, "pgsql_queue_limit": 1000,
     "task_threads": 2, "curl_timeout": 60, "curl_recv_max": 2097152, "file": None, "root": None, "runas": None,
     "keymgr_root": None, "keymgr_runas": None, "acme_root": None, "acme_runas": None,
 }  # fmt: skip
@@ -47,7 +48,8 @@ RANGES = {
     "http_write_timeout": (1, 65535),
     "http_body_disk_offload": (0, INT64_MAX), "http_hsts_enable": (0, INT64_MAX), "http_keepalive_time": (0, 65535),
     "http_request_ms": (0, UINT32_MAX), "http_request_limit": (0, UINT32_MAX), "websocket_maxframe": (0, INT64_MAX),
-    "websocket_timeout": (0, INT64_MAX), "pgsql_conn_max": (0, 65535), "pgsql_queue_limit": (0, UINT32_MAX),
+    "websocket_max_message": (0, INT64_MAX), "websocket_timeout": (0, INT64_MAX),
+    "pgsql_conn_max": (0, 65535), "pgsql_queue_limit": (0, UINT32_MAX),
     "task_threads": (0, 255), "curl_timeout": (0, 65535), "curl_recv_max": (0, INT64_MAX),
 }  # fmt: skip
 

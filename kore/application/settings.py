@@ -145,16 +145,22 @@ class Settings:
     )
     http_body_timeout: int = _option(
         "HTTP", Integer(1, UINT16_MAX, "seconds"), 60,
-        "The time in which a request body must have arrived whole; after it the answer is 408.",
+        "How long a request body may take without progress: in each such time it must have ended, or 1 KiB of it have "
+        "come for each second. After it the answer is 408.",
     )
     http_write_timeout: int = _option(
         "HTTP", Integer(1, UINT16_MAX, "seconds"), 60,
         "How long a client may take nothing of a response; after it the connection is closed.",
     )
     http_body_disk_offload: int = _option(
-        "HTTP", Integer(0, INT64_MAX, "bytes"), 0, "Bodies larger than this are kept in a file. 0: never."
+        "HTTP", Integer(0, INT64_MAX, "bytes"), 0,
+        "Bodies larger than this are kept in a file until their request ends. 0: never.",
     )
-    http_body_disk_path: str = _option("HTTP", Path(), "tmp_files", "The directory of those files.")
+    http_body_disk_path: str = _option(
+        "HTTP", Path(), "tmp_files",
+        "The directory of those files, relative to the root of the workers. It is made with mode 0700 when it is not "
+        "there; files that dead workers left in it are removed at the start.",
+    )
     http_keepalive_time: int = _option(
         "HTTP", Integer(0, UINT16_MAX, "seconds"), 20,
         "How long a connection without a request stays open. 0: every connection is closed after its first response.",
@@ -244,7 +250,12 @@ class Settings:
 
     # WebSocket.
     websocket_maxframe: int = _option(
-        "WebSocket", Integer(0, INT64_MAX, "bytes"), 16384, "The largest message; a larger one ends the connection."
+        "WebSocket", Integer(0, INT64_MAX, "bytes"), 16384,
+        "The largest payload of one frame; a larger one closes the connection with 1009.",
+    )
+    websocket_max_message: int = _option(
+        "WebSocket", Integer(0, INT64_MAX, "bytes"), 1024 * 1024,
+        "The largest message, put together from its frames and inflated; a larger one closes the connection with 1009.",
     )
     websocket_timeout: int = _option(
         "WebSocket", Integer(0, INT64_MAX, "seconds"), 120, "How long a silent connection stays open."

@@ -18,5 +18,13 @@ class HttpSettings:
     http_request_limit: int = 1000
     http_server_version: str = "kore"
     http_pretty_error: bool = False
+    http_body_disk_offload: int = 0
+    http_body_disk_path: str = "tmp_files"
+    filemap_ext: str | None = None
+    filemap_index: str = "index.html"
+    http_media_type: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    websocket_maxframe: int = 16384
+    websocket_max_message: int = 1024 * 1024
+    websocket_timeout: int = 120
     worker_max_connections: int = 512
     worker_accept_threshold: int = 16
