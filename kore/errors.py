@@ -20,6 +20,14 @@ class ProtocolError(Exception):
         self.reason = reason
 
 
+class BodyError(ValueError):
+    """A request's body is not what its Content-Type says; `status` is the answer where the application gives none."""
+
+    def __init__(self, reason: str, status: int = 400) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
 class EngineError(OSError):
     """An I/O engine could not be set up: `call` failed with `errno`; `hint` is a likely reason."""
 
