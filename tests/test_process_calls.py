@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import pickle
-import sys
-from types import ModuleType
 
 import pytest
 
 import kore
 from kore.application.declared import application
 from kore.http.peer import Peer
+from kore.http.websocket import broadcast
 from kore.process import calls, role
 from kore.process.channel import Kind
 from kore.process.log import LOG_ERR, LOG_INFO, Log
@@ -132,38 +131,27 @@ def test_sendobj_pickles_at_the_call(worker):
     assert len(worker.post.sent) == 2
 
 
-class Broadcasts:
-    """In the place of the module that sends to this worker's clients."""
-
-    def __init__(self):
-        self.sent = []
-
-    def local(self, server, src, op, data):
-        self.sent.append((src, op, data))
-
-
 @pytest.fixture
 def clients(worker, monkeypatch):
+    """What is sent to the clients of this worker."""
     worker.server = object()
-    found = Broadcasts()
-    package = ModuleType("kore.http.websocket")
-    package.broadcast = found
-    monkeypatch.setitem(sys.modules, "kore.http.websocket", package)
-    return found
+    sent = []
+    monkeypatch.setattr(broadcast, "local", lambda server, src, op, data: sent.append((src, op, data)))
+    return sent
 
 
 def test_a_local_broadcast_stays_in_the_worker(worker, clients):
     src = Peer(None, -1)
     assert calls.websocket_broadcast(src, kore.WEBSOCKET_OP_TEXT, "é", kore.WEBSOCKET_BROADCAST_LOCAL) is True
     assert calls.websocket_broadcast(None, kore.WEBSOCKET_OP_BINARY, memoryview(b"raw"), 77) is True
-    assert clients.sent == [(src, 1, "é".encode()), (None, 2, b"raw")]
+    assert clients == [(src, 1, "é".encode()), (None, 2, b"raw")]
     assert worker.post.sent == []
 
 
 def test_a_global_broadcast_goes_to_the_other_workers_too_and_not_back(worker, clients):
     src = Peer(None, -1)
     assert calls.websocket_broadcast(src, 2, bytearray(b"raw"), kore.WEBSOCKET_BROADCAST_GLOBAL) is True
-    assert clients.sent == [(src, 2, b"raw")]
+    assert clients == [(src, 2, b"raw")]
     assert worker.post.sent == [(Kind.BROADCAST, TO_OTHERS, b"\x02raw")]
     worker.workers = 1
     calls.websocket_broadcast(None, 1, "alone", kore.WEBSOCKET_BROADCAST_GLOBAL)
@@ -180,7 +168,14 @@ def test_a_global_broadcast_goes_to_the_other_workers_too_and_not_back(worker, c
 def test_a_broadcast_of_something_else_is_a_type_error(clients, arguments):
     with pytest.raises(TypeError):
         calls.websocket_broadcast(*arguments)
-    assert clients.sent == []
+    assert clients == []
+
+
+@pytest.mark.parametrize("data", [b"\xff", "\udc80"])
+def test_text_that_is_no_utf8_is_a_value_error_and_goes_to_nobody(worker, clients, data):
+    with pytest.raises(ValueError):
+        calls.websocket_broadcast(None, 1, data, kore.WEBSOCKET_BROADCAST_GLOBAL)
+    assert clients == worker.post.sent == []
 
 
 def test_a_broadcast_that_cannot_be_sent_to_all_is_sent_to_nobody(worker, clients, monkeypatch):
@@ -190,7 +185,7 @@ def test_a_broadcast_that_cannot_be_sent_to_all_is_sent_to_nobody(worker, client
     monkeypatch.setattr(worker.post, "send", full, raising=False)
     with pytest.raises(RuntimeError, match="slow"):
         calls.websocket_broadcast(None, 1, "x", kore.WEBSOCKET_BROADCAST_GLOBAL)
-    assert clients.sent == []
+    assert clients == []
 
 
 def test_a_broadcast_from_the_parent_is_an_error(lines):

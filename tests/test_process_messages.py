@@ -330,7 +330,7 @@ def test_a_sender_that_dies_leaves_what_it_had_sent(start):
     program = start()
     run(program, 1, """
 for number in range(20):
-    kore.sendobj([number, "x" * 100000], worker=2)
+    kore.sendobj([number, "x" * 400000], worker=2)
 kore.fatal("sent and gone")
 """)
     program.wait_for(r"log=\[sent and gone\]")
@@ -339,9 +339,13 @@ kore.fatal("sent and gone")
 
 def test_a_worker_that_sleeps_holds_up_nobody_and_gets_its_own_afterwards(start):
     program = start(workers=3)
-    run(program, 2, "time.sleep(2); record('awake')")
-    run(program, 2, "record('asleep still')")
-    run(program, 1, "[kore.sendobj(number) for number in range(200)]")
+    # All of it in one request: another one might be accepted by the worker that sleeps.
+    run(program, 1, """
+kore.sendobj(Code("time.sleep(2); record('awake')"), worker=2)
+kore.sendobj(Code("record('asleep still')"), worker=2)
+for number in range(200):
+    kore.sendobj(number)
+""")
     for worker in (1, 3):
         assert wait_for(program, worker, 200) == list(range(200))
     assert got(program, 2) == [], "the others did not wait for it"

@@ -9,11 +9,7 @@ import pickle
 import signal as signals
 from typing import TYPE_CHECKING, NoReturn
 
-from kore.application.constants import (
-    WEBSOCKET_BROADCAST_GLOBAL,
-    WEBSOCKET_OP_BINARY,
-    WEBSOCKET_OP_TEXT,
-)
+from kore.application.constants import WEBSOCKET_BROADCAST_GLOBAL
 from kore.application.declared import application
 from kore.process import role
 from kore.process.channel import Kind
@@ -76,29 +72,26 @@ def websocket_broadcast(
 
     `src` is the connection to leave out, or None; `op` is WEBSOCKET_OP_TEXT or WEBSOCKET_OP_BINARY; `data` a str
     (sent as UTF-8) or bytes-like; any other `scope` means this worker. Every client gets the message once. Returns
-    True. Raises TypeError for arguments of other types and for another `op`, ValueError for more than 16 MiB to
-    all workers, RuntimeError outside of a worker and when so much waits for the parent that nothing can be added;
-    then nobody got the message. Source: reference, "websocket_broadcast"; kore-api.md 11.5.
+    True. Raises TypeError for arguments of other types and for another `op`, ValueError for text that is no UTF-8 and
+    for more than 16 MiB to all workers, RuntimeError outside of a worker and when so much waits for the parent that
+    nothing can be added; then nobody got the message. Source: reference, "websocket_broadcast"; kore-api.md 11.5.
     """
     from kore.http.peer import Peer
+    from kore.http.websocket import broadcast
+    from kore.http.websocket.frames import checked
 
     if src is not None and not isinstance(src, Peer):
         raise TypeError(f"websocket_broadcast: src is a connection or None, not {type(src).__name__}")
-    if op not in (WEBSOCKET_OP_TEXT, WEBSOCKET_OP_BINARY) or not isinstance(op, int):
-        raise TypeError(f"websocket_broadcast: op is WEBSOCKET_OP_TEXT or WEBSOCKET_OP_BINARY, not {op!r}")
-    if not isinstance(data, str | bytes | bytearray | memoryview):
-        raise TypeError(f"websocket_broadcast: data is a str or bytes-like, not {type(data).__name__}")
+    payload = checked(op, data)
     if not isinstance(scope, int):
         raise TypeError(f"websocket_broadcast: scope is an int, not {type(scope).__name__}")
     mine = role.role
     if mine.post is None or mine.server is None:
         raise RuntimeError("websocket_broadcast: workers have clients, and this is none")
-    from kore.http.websocket import broadcast
-
-    body = data.encode() if isinstance(data, str) else bytes(data)
     if scope == WEBSOCKET_BROADCAST_GLOBAL and mine.workers > 1:
-        mine.post.send(Kind.BROADCAST, TO_OTHERS, bytes((op,)) + body)
-    broadcast.local(mine.server, src, op, body)
+        # First, because it may fail: then nobody has got it.
+        mine.post.send(Kind.BROADCAST, TO_OTHERS, bytes((op,)) + payload)
+    broadcast.local(mine.server, src, op, payload)
     return True
 
 

@@ -13,9 +13,11 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Any
 
 from kore import reactor
+from kore.application.declared import application
 from kore.application.plan import Plan
 from kore.application.settings import Settings
 from kore.errors import EngineError
@@ -110,6 +112,10 @@ class Worker:
         self._stopping = False
         self._finished = False
         self.server = HttpServer(loop, http_settings(orders.plan.settings), log=role.role.log, board=place.board)
+        if application.loaded is not None:
+            # Where "function" and "object.method" are looked up that a request names its callbacks by.
+            module = application.loaded.module
+            setattr(self.server, "resolve_name", lambda name: attrgetter(name)(module))
         self.post = Post(place.messages)
 
     def start(self) -> None:
