@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 PARTS_MAX: Final = 1000
 """Parts of one form, as many as arguments of a query: no page has more inputs, each costs some 30 us."""
 
+DELIMITERS_MAX: Final = 2 * PARTS_MAX
+"""Lines that look like a delimiter, with those after the last one: each costs the library some microseconds."""
+
 FORM_BYTES_MAX: Final = 8 << 20
 """Bytes of a form's fields that are not files: they are held in memory and taken apart in one go."""
 
@@ -88,7 +91,7 @@ def value_and_parameters(text: str) -> tuple[str, dict[str, str]]:
             continue
         match = _parameter(text, at)
         if match is None:
-            raise BodyError(f"malformed parameter in {text[:200]!r}")
+            raise BodyError(f"malformed parameter in {text[:80]!r}")
         name, at = match[1].lower(), match.end()
         match = _quoted(text, at)
         if match is not None:
@@ -96,10 +99,10 @@ def value_and_parameters(text: str) -> tuple[str, dict[str, str]]:
         else:
             match = _literal(text, at) or _bare(text, at)
             if match is None:
-                raise BodyError(f"malformed value of {name} in {text[:200]!r}")
+                raise BodyError(f"malformed value of {name} in {text[:80]!r}")
             content = match[1].rstrip(" \t")
         if name in found:
-            raise BodyError(f"{name} twice in {text[:200]!r}")
+            raise BodyError(f"{name} twice in {text[:80]!r}")
         found[name] = content
         at = match.end()
     return value, found
@@ -136,7 +139,7 @@ def parse(body: Body, content_type: str, piece_bytes: int = PIECE_BYTES) -> list
     length = body_length(body)
     position = _first_delimiter(body_piece(body, 0, PREAMBLE_BYTES_MAX + len(boundary) + 6), boundary)
     reader = FormReader(boundary, position)
-    while position < length and not reader.ended:
+    while position < length:
         piece = body_piece(body, position, piece_bytes)
         if not piece:
             raise RuntimeError(f"the stored body ends at {position} of {length} bytes")
@@ -144,6 +147,9 @@ def parse(body: Body, content_type: str, piece_bytes: int = PIECE_BYTES) -> list
         position += len(piece)
     if not reader.ended:
         raise BodyError("multipart: the last delimiter is missing")
+    if any(body_piece(body, start, len(boundary) + 2) == b"--" + boundary for start in reader.starts):
+        # After an empty line the library takes it for content; RFC 2046 5.1.1 can be read otherwise.
+        raise BodyError("multipart: a content begins with a delimiter")
     return reader.parts
 
 
@@ -165,10 +171,13 @@ class FormReader:
 
     def __init__(self, boundary: bytes, position: int) -> None:
         self.parts: list[Part] = []
-        self.ended = False
-        """The last delimiter was there; what follows does not matter."""
+        self.starts: list[int] = []  # of all contents, also of parts that are left out
+        self.ended = False  # the last delimiter was there
         self._position = position  # of the piece in the body
         self._piece = b""
+        self._delimiter = b"\r\n--" + boundary
+        self._tail = b"\r\n"  # of what was fed: a delimiter may begin in it
+        self._delimiters = 0
         self._begun = 0
         self._form_bytes = 0
         self._forget()
@@ -189,12 +198,30 @@ class FormReader:
 
     def feed(self, piece: bytes) -> None:
         """The next bytes of the body. Raises `BodyError`."""
+        self._check_delimiters(piece)
         self._piece = piece
         try:
             self._parser.write(piece)
         except self._error as error:
             raise BodyError(f"multipart: {error}") from None
         self._position += len(piece)
+
+    def _check_delimiters(self, piece: bytes) -> None:
+        """A delimiter ends its line; one that does not is in nobody's content (RFC 2046 5.1.1), but may fill gigabytes.
+
+        The library takes it for content, byte after byte; others end the part there. So it is refused.
+        """
+        window = self._tail + piece
+        size = len(self._delimiter)
+        at = window.find(self._delimiter)
+        while 0 <= at <= len(window) - size - 2:
+            self._delimiters += 1
+            if self._delimiters > DELIMITERS_MAX:
+                raise BodyError(f"multipart: more than {DELIMITERS_MAX} delimiters", 413)
+            if window[at + size : at + size + 2] not in (b"\r\n", b"--"):
+                raise BodyError("multipart: a line begins like a delimiter and is none")
+            at = window.find(self._delimiter, at + size)
+        self._tail = window[-size - 1 :]
 
     def _forget(self) -> None:
         self._lines: dict[str, str] = {}
@@ -252,6 +279,7 @@ class FormReader:
             # What looked like a delimiter at the end of the piece before, and was none, comes from the library's own
             # memory: it lies right before this piece.
             self._start = self._position + (start if data is self._piece else start - end)
+            self.starts.append(self._start)
         self._length += end - start
         if self._name is not None and self._filename is None:
             self._form_bytes += end - start
