@@ -11,7 +11,10 @@ from types import SimpleNamespace
 import pytest
 
 from kore.process import reopening
-from kore.process.reopening import access_logs
+from kore.process.channel import Kind, channel_pair
+from kore.process.log import DescriptorSink, Log
+from kore.process.reopening import Reopening, access_logs
+from kore.process.seat import Seat
 from tests.support import http_get, pids_of, skip_unless, starter, wait_until
 
 LOGS = """
@@ -142,6 +145,33 @@ def test_a_fifo_without_a_reader_does_not_stop_the_parent(start):
     wait_until(lambda: old.read_text().count("cannot be opened again, the old one stays") == 2, "both are told")
     program.signal(signal.SIGTERM)
     assert program.wait() == 0
+
+
+def test_a_worker_whose_channel_is_full_is_offered_them_again(tmp_path):
+    mine, theirs = channel_pair()
+    later = []
+    with FileIO(str(tmp_path / "log"), "ab") as file:
+        log = Log(DescriptorSink(file.fileno()))
+        logs = access_logs([SimpleNamespace(name="a", accesslog=file)])
+        parents_part = Reopening(logs, log, lambda seconds, call: later.append(call))
+        seat = Seat(1)
+        seat.taken(1, mine, theirs)
+        while mine.send(Kind.STOP, b"\x0f" * 1000):
+            pass
+        for _ in range(3):
+            parents_part.hangup([seat])
+        assert len(later) == 1, "however often"
+        later.pop()()
+        assert len(later) == 1, "still no room"
+        while theirs.receive() is not None:
+            pass
+        later.pop()()
+        kind, body, fd = theirs.receive_fd()
+        os.close(fd)
+        assert (kind, body) == (Kind.REOPEN, b"%d" % file.fileno())
+        assert later == []
+        assert theirs.receive() is None
+        seat.left()
 
 
 def test_the_path_is_that_of_the_start_wherever_it_was_opened_from(tmp_path, monkeypatch):

@@ -66,6 +66,7 @@ class Reopening:
         self._logs = logs
         self._log = log
         self._after = after
+        self._offering: set[int] = set()  # workers that are offered theirs again later
 
     def hangup(self, seats: Iterable[Seat]) -> None:
         """Open all logs again, here and in the workers. One that can't be opened keeps the old file and says so."""
@@ -74,7 +75,8 @@ class Reopening:
         for seat in seats:
             if seat.channel is not None:
                 seat.reopened |= opened
-                self._hand_over(seat)
+                if seat.worker not in self._offering:
+                    self._hand_over(seat)
 
     def _reopen(self, log: AccessLog) -> bool:
         try:
@@ -89,9 +91,11 @@ class Reopening:
 
     def _hand_over(self, seat: Seat) -> None:
         """Send the worker what it has not been sent; its successor has it from the fork, and nothing in its set."""
+        self._offering.discard(seat.worker)
         while seat.reopened and seat.channel is not None:
             fd = min(seat.reopened)
             if not seat.channel.send_fd(Kind.REOPEN, b"%d" % fd, fd):
+                self._offering.add(seat.worker)
                 self._after(RETRY_SECONDS, lambda: self._hand_over(seat))
                 return
             seat.reopened.discard(fd)

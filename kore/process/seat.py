@@ -54,7 +54,6 @@ class Seat:
         self.pid = pid
         self.channel = channel
         self.messages = messages
-        self.reopened.clear()
         self.ready = False
         self.started = time.monotonic()
 
@@ -64,6 +63,7 @@ class Seat:
         self.ready = False
         self.close()
         self.channel = self.messages = None
+        self.reopened.clear()
         return time.monotonic() - self.started
 
     def close(self) -> None:
