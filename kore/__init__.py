@@ -46,6 +46,7 @@ if TYPE_CHECKING:  # the same map once more, for type checkers and editors; a te
     from kore.application.privileges import privsep
     from kore.application.servers import server
     from kore.http.request import Request as pyhttp_request  # noqa: N813 (the name is the reference's)
+    from kore.http.upload import UploadedFile as pyhttp_file  # noqa: N813 (the name is the reference's)
     from kore.process.calls import (
         fatal,
         fatalx,
@@ -73,6 +74,7 @@ _HOMES = {
     "kore.application.privileges": ("privsep",),
     "kore.application.servers": ("server",),
     "kore.http.request": ("Request as pyhttp_request",),
+    "kore.http.upload": ("UploadedFile as pyhttp_file",),
     "kore.process.calls": (
         "fatal", "fatalx", "log", "sendobj", "setname", "shutdown", "sigtrap", "websocket_broadcast", "worker",
     ),
@@ -123,6 +125,7 @@ __all__ = [
     "prerequest",
     "privsep",
     "pydomain",
+    "pyhttp_file",
     "pyhttp_request",
     "pylock",
     "pyqueue",

@@ -35,8 +35,8 @@ FUNCTIONS = {
 
 # Kore-api.md 5.2: the exported type objects and the names they show.
 TYPES = {
-    "pydomain": "kore.domain", "pyhttp_request": "kore.http_request", "pylock": "kore.lock", "pyqueue": "kore.queue",
-    "pyroute": "kore.route", "pytimer": "kore.timer",
+    "pydomain": "kore.domain", "pyhttp_file": "kore.http_file", "pyhttp_request": "kore.http_request",
+    "pylock": "kore.lock", "pyqueue": "kore.queue", "pyroute": "kore.route", "pytimer": "kore.timer",
 }  # fmt: skip
 
 
