@@ -148,35 +148,36 @@ def test_parameters_auth_and_hooks_are_kept_with_the_route():
     assert kept.hooks is declared.hooks
 
 
-class Answer:
-    def response(self, status, body):
-        self.sent = status, body
-
-
-def test_a_route_with_auth_is_closed_as_long_as_nothing_checks_it():
-    auth = {"type": "cookie", "value": "session", "verify": handler}
-    declare_domain("*").route("^/secret(.*)$", handler, auth=auth)
-    plan = freeze()
-    found = ask(plan, "GET", "/secret/a")
-    req = Answer()
-    found.route.handler(req, *found.captures)
-    assert req.sent == (403, None)
-    assert any("'^/secret(.*)$': auth" in notice for notice in plan.notices)
-
-
-def test_what_is_declared_and_not_served_yet_is_told():
+def test_what_a_domain_has_besides_routes_reaches_its_router():
     made = declare_domain("*")
-    made.route("/", handler)
-    assert freeze().notices == ()
-    application.reset()
-    made = declare_domain("*")
-    made.route("/x", handler, get={"a": "b"}, hooks={"on_free": handler})
-    made.filemaps({"/": "."})
+    made.route("/x", handler, auth=GOOD_AUTH, hooks={"on_headers": handler})
+    made.route("/plain", handler)
+    made.filemaps({"/files/": ".", "/secret/": (".", GOOD_AUTH)})
     made.redirect("^/old$", 301, "/new")
     made.accesslog = os.devnull
-    notices = freeze().notices
-    for word in ("parameters", "hooks", "filemaps", "redirects", "access log"):
-        assert sum(word in notice for notice in notices) == 1, word
+    made.accesslog_format = "json"
+    plan = freeze()
+    assert plan.notices == ()
+    assert ask(plan, "GET", "/x").route.gate is not None
+    assert ask(plan, "GET", "/plain").route.gate is None
+    assert ask(plan, "GET", "/files/a").route.gate is None
+    assert ask(plan, "GET", "/secret/a").route.gate is not None
+    assert ask(plan, "POST", "/files/a").allow == "GET, HEAD"
+    moved = ask(plan, "POST", "/old")
+    assert (moved.status, moved.location) == (301, "/new")
+    (known,) = plan.routers["default"].domains
+    assert known.log.format == "json"
+    assert known.log.file.fileno() == plan.domains[0].accesslog.fileno()
+    indices = [route.index for route in (*known.routes, *known.file_routes.values())]
+    assert sorted(indices) == list(range(4)), "the board of a worker tells them apart"
+
+
+@pytest.mark.parametrize(("value", "kind"), [("common", ValueError), ("", ValueError), (None, TypeError)])
+def test_a_bad_format_of_the_access_log_is_refused(value, kind):
+    made = declare_domain("*")
+    with pytest.raises(kind, match="accesslog_format"):
+        made.accesslog_format = value
+    assert made.accesslog_format == "kore"
 
 
 BAD_ROUTES = [

@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import FileIO
-from re import Pattern
 from typing import Any, TypeVar
 
 from kore.application import arguments, privileges, route_options
@@ -20,6 +19,8 @@ from kore.application.kinds import shown
 from kore.application.route_options import Auth, DeclaredRoute
 from kore.application.servers import DEFAULT_NAME, Listener
 from kore.errors import ConfigurationError
+from kore.http.accesslog import FORMATS
+from kore.http.redirects import Redirect
 from kore.reactor.names import made, public
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
@@ -57,20 +58,11 @@ class Filemap:
     auth: Auth | None
 
 
-@dataclass(frozen=True, slots=True)
-class Redirect:
-    """Requests whose path is found by `pattern` are answered with `status` and a location made from `target`."""
-
-    pattern: Pattern[str]
-    status: int
-    target: str
-
-
 @public("domain")
 class PyDomain:
     """A domain of a server; made by kore.domain(). Source: reference, "domain"; kore-api.md 8.1."""
 
-    __slots__ = ("_accesslog", "filemap_list", "listener", "name", "redirect_list", "tls")
+    __slots__ = ("_accesslog", "_accesslog_format", "filemap_list", "listener", "name", "redirect_list", "tls")
 
     name: str
     listener: Listener
@@ -78,6 +70,7 @@ class PyDomain:
     filemap_list: list[Filemap]
     redirect_list: list[Redirect]
     _accesslog: FileIO | None
+    _accesslog_format: str
 
     def route(self, path: str, callback: Callable[..., Any], /, **keywords: Any) -> None:
         """Let `callback(req, *captures)` answer requests for `path`.
@@ -105,8 +98,9 @@ class PyDomain:
     def redirect(self, regex: str, status: int, target: str, /) -> None:
         """Answer requests whose path is found by `regex` with `status` and `target` as their location.
 
-        In `target`, $qs is the query string and $1 to $15 are the groups. Raises TypeError, ConfigurationError (a
-        ValueError) and, after the start, RuntimeError. Source: kore-api.md 8.10.
+        It is looked at before the routes, for every method. In `target`, $qs is the query string, empty without one,
+        and $1 to $15 are the groups. A status from 400 on is answered without a location. Raises TypeError,
+        ConfigurationError (a ValueError) and, after the start, RuntimeError. Source: kore-api.md 8.10.
         """
         application.check_open("domain.redirect")
         where = f"redirect {shown(regex)}"
@@ -137,8 +131,25 @@ class PyDomain:
 
     @property
     def accesslog_file(self) -> FileIO | None:
-        """The open access log, for the parent to write to."""
+        """The open access log, for the workers to write to."""
         return self._accesslog
+
+    @property
+    def accesslog_format(self) -> str:
+        """What a line of the access log looks like: "kore" (the default), "combined" or "json".
+
+        Raises TypeError and ConfigurationError for anything else, RuntimeError after the start.
+        """
+        return self._accesslog_format
+
+    @accesslog_format.setter
+    def accesslog_format(self, name: str) -> None:
+        application.check_open("domain.accesslog_format")
+        where = f"domain {self.name!r}: accesslog_format"
+        name = arguments.text(where, name)
+        if name not in FORMATS:
+            raise ConfigurationError(f"{where} = {shown(name)}; allowed are {', '.join(FORMATS)}")
+        self._accesslog_format = name
 
     def __repr__(self) -> str:
         return f"<kore.domain {self.name!r} on {self.listener.url}>"
@@ -200,6 +211,7 @@ def domain(
     made_domain.filemap_list = []
     made_domain.redirect_list = []
     made_domain._accesslog = None
+    made_domain._accesslog_format = FORMATS[0]
     application.domains.append(made_domain)
     return made_domain
 
@@ -221,8 +233,9 @@ def route(path: str, /, *, domain: Any = None, **keywords: Any) -> Callable[[Han
 
 
 def _open_log(path: str, flags: int) -> int:
-    # O_NOCTTY: a terminal given as a log must not become the controlling one, open(2).
-    return os.open(path, flags | os.O_CLOEXEC | os.O_NOCTTY, ACCESSLOG_MODE)
+    # O_NOCTTY: a terminal given as a log must not become the controlling one, open(2). O_NONBLOCK: nobody may ever
+    # read from a fifo given as one; regular files don't care.
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK, ACCESSLOG_MODE)
 
 
 def same_name(one: str, other: str) -> bool:

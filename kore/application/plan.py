@@ -7,8 +7,9 @@ checked here: which domain a route belongs to, whether routes collide, whether o
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from io import FileIO
 from types import MappingProxyType
 from typing import Any
@@ -17,15 +18,19 @@ from kore.application import config as options
 from kore.application import privileges
 from kore.application.declared import Application
 from kore.application.declared import application as the_application
-from kore.application.domains import DomainTls, Filemap, PyDomain, Redirect, domains_of
+from kore.application.domains import DomainTls, Filemap, PyDomain, domains_of
 from kore.application.loading import Hooks, hooks_of
 from kore.application.privileges import Deployment, Privileges
-from kore.application.route_options import DeclaredRoute
+from kore.application.route_options import Auth, DeclaredRoute
 from kore.application.servers import Listener, set_backlog
 from kore.application.settings import Settings
 from kore.errors import ConfigurationError
+from kore.http.accesslog import LogTarget
+from kore.http.gate import gate_of
+from kore.http.parameters import await_rules, has_async_rules
 from kore.http.prerequests import guarded
-from kore.http.routes import Domain, Route, Router, method_mask
+from kore.http.redirects import Redirect
+from kore.http.routes import FILE_METHODS, Domain, Route, Router, method_mask
 from kore.reactor import tasks
 
 
@@ -39,7 +44,7 @@ class PlannedDomain:
     filemaps: tuple[Filemap, ...]
     redirects: tuple[Redirect, ...]
     accesslog: FileIO | None
-    """Open for appending since it was declared; the parent writes to it."""
+    """Open for appending since it was declared; every worker writes to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +108,7 @@ def freeze(*, application: Application = the_application, euid: int | None = Non
         tasks=len(tasks.pending_tasks),
         title=application.title,
         signals=tuple(application.signals),
-        notices=tuple(_notices(application)),
+        notices=(),
     )
     options.freeze(application.config)
     application.frozen = True
@@ -118,20 +123,41 @@ def _routers(application: Application) -> dict[str, Router]:
         for domain in domains_of(declared):
             installed[domain].append(_route(declared, domain, index, application.prerequests))
             index += 1
-    routers: dict[str, Router] = {}
-    for name, listener in application.listeners.items():
-        own = (domain for domain in application.domains if domain.listener is listener)
-        routers[name] = Router(Domain(domain.name, installed[domain]) for domain in own)
-    return routers
+    served: dict[PyDomain, Domain] = {}
+    shared = None
+    for domain in application.domains:
+        log = domain.accesslog_file
+        files = None
+        file_routes: dict[str, Route] = {}
+        if domain.filemap_list:
+            from kore.http.filemaps import FileMap, FileMaps, Shared, serve
+
+            shared = shared or Shared()
+            maps = [FileMap(one.url, one.directory, one.auth) for one in domain.filemap_list]
+            files = FileMaps(maps, shared=shared)
+            for one in maps:
+                file_routes[one.url] = _file_route(one.url, one.auth, partial(serve, file_map=one), domain, index)
+                index += 1
+        served[domain] = Domain(
+            domain.name,
+            installed[domain],
+            redirects=domain.redirect_list,
+            files=files,
+            file_routes=file_routes,
+            log=None if log is None else LogTarget(log, domain.accesslog_format),
+        )
+    return {
+        name: Router(made for domain, made in served.items() if domain.listener is listener)
+        for name, listener in application.listeners.items()
+    }
 
 
 def _route(
     declared: DeclaredRoute, domain: PyDomain, index: int, prerequests: Sequence[Callable[..., Any]]
 ) -> Route:
-    return Route(
+    route = Route(
         declared.path,
-        # Fail closed: as long as nothing checks who may use it, nobody may. Auth comes before prerequests.
-        guarded(declared.handler, prerequests) if declared.auth is None else _forbidden,
+        guarded(declared.handler, prerequests),
         method_mask(declared.methods),
         parameters=declared.parameters,
         auth=declared.auth,
@@ -139,11 +165,26 @@ def _route(
         domain=domain.name,
         index=index,
         name=f"{domain.name} {declared.path}",
+        gate=gate_of(declared.auth, None if declared.hooks is None else declared.hooks.on_headers),
     )
+    if has_async_rules(route):
+        # As if it were the first prerequest: what the handler takes has been judged by then.
+        route = replace(route, handler=guarded(route.handler, [await_rules]))
+    return route
 
 
-def _forbidden(request: Any, *_captures: str) -> None:
-    request.response(403, None)
+def _file_route(url: str, auth: Auth | None, handler: Callable[..., Any], domain: PyDomain, index: int) -> Route:
+    """What serves one map of files: no prerequests, which are for the application's own handlers (kore-api.md 10.2)."""
+    return Route(
+        url,
+        handler,
+        FILE_METHODS,
+        auth=auth,
+        domain=domain.name,
+        index=index,
+        name=f"{domain.name} {url} (files)",
+        gate=gate_of(auth, None),
+    )
 
 
 def _planned(domain: PyDomain) -> PlannedDomain:
@@ -155,22 +196,3 @@ def _planned(domain: PyDomain) -> PlannedDomain:
         tuple(domain.redirect_list),
         domain.accesslog_file,
     )
-
-
-def _notices(application: Application) -> Iterator[str]:
-    """One line for each kind of thing that was declared, checked and kept, and that nothing serves yet."""
-    for route in application.routes:
-        if route.auth is not None:
-            yield f"route {route.path!r}: auth is not checked by this version; every request is answered with 403"
-        if route.parameters:
-            yield f"route {route.path!r}: parameters are not parsed by this version"
-        if route.hooks is not None:
-            yield f"route {route.path!r}: hooks are not called by this version"
-    for domain in application.domains:
-        for what, there in (
-            ("filemaps are", domain.filemap_list),
-            ("redirects are", domain.redirect_list),
-            ("an access log is", domain.accesslog_file),
-        ):
-            if there:
-                yield f"domain {domain.name!r}: {what} not served by this version"

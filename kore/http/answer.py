@@ -6,7 +6,7 @@ The most common response never comes here (`Request.response` sends it itself); 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kore.http.request import ANSWERED, ENDED, OPEN, STREAMING, Request
 from kore.http.response import CHUNKED, JOIN_BYTES_MAX, LAST_CHUNK, chunk, has_no_body, pretty_page
@@ -46,10 +46,15 @@ def respond(connection: HttpConnection, request: Request, status: Any, body: Any
             connection.close_after = True
     if not request._prepared.keep_alive or connection.server.draining:
         connection.close_after = True
+    if connection.receiving and not (request._prepared.drains and isinstance(payload, bytes)):
+        connection.close_after = True  # its body is not read to the end
     if isinstance(payload, Chunks):
         _send_chunks(connection, request, status, payload)
     else:
         _send(connection, request, status, payload)
+        if request._prepared.log is not None:
+            unsent = request._prepared.is_head or has_no_body(status)
+            connection.log_access(request, status, 0 if unsent else len(payload))
         if connection.task is not None and connection.request is request:
             connection.server.loop.call_soon(connection.release, request)
     return True
@@ -108,13 +113,30 @@ def _send_chunks(connection: HttpConnection, request: Request, status: int, chun
     if bodyless:
         chunks.close()
         request._state = ANSWERED
+        connection.log_access(request, status, 0)
         return
     request._state = STREAMING
     connection.request = request
     connection.ready = False
-    connection.pump = Pump(connection, request, chunks)
+    connection.client_address()  # for the log: it cannot be asked for once the client is gone
+    connection.pump = Pump(connection, request, status, chunks)
     connection.pump.write(first)
     connection.pump.later()
+
+
+class Sender(Protocol):
+    """What sends the body of a response in more than one turn; the connection's `pump`."""
+
+    status: int
+    """Of the response, for the access log."""
+    body_bytes: int
+    """Bytes of the body so far."""
+
+    def later(self) -> None:
+        """Go on in the next turn: the client has taken what there was."""
+
+    def close(self) -> None:
+        """The client is gone."""
 
 
 class Chunks(Iterator[bytes]):
@@ -143,15 +165,18 @@ class Chunks(Iterator[bytes]):
 class Pump:
     """Sends a streamed body: as much as one turn may have, then more when the client has taken it."""
 
-    def __init__(self, connection: HttpConnection, request: Request, chunks: Chunks) -> None:
+    def __init__(self, connection: HttpConnection, request: Request, status: int, chunks: Chunks) -> None:
         self.connection = connection
         self.request = request
+        self.status = status
+        self.body_bytes = 0
         self.chunks = chunks
         self.chunked = request._prepared.head.minor == 1
 
     def write(self, item: bytes) -> None:
         """Send one item."""
         if item:
+            self.body_bytes += len(item)
             self.connection.write(chunk(item) if self.chunked else item)
 
     def later(self) -> None:

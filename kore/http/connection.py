@@ -1,38 +1,30 @@
-"""One client's connection: bytes in, requests to handlers, responses out, in order, one request at a time.
+"""One client's connection: requests to handlers, responses out, in order, one request at a time.
 
 The straight line of a request is `received` -> `handle` -> the application's handler -> `Request.response` -> `write`:
-no task, no future and no queue lies on it. It is taken when the connection waits for a request (`ready`) and whole
-requests without a body arrive; a head that repeats the one before it byte for byte is not parsed again. Everything
-else (bodies, heads in pieces, refusals) goes through the sans-io `RequestParser`, which obeys the same grammar.
+no task, no future and no queue lies on it. How bytes become requests is `Input`'s part (input.py); here is what becomes
+of a request, of its response, and of the connection in the end.
 
 Deadlines are ticks of the server's clock in `expires`, looked at by the server's wheel: a request only stores a number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
-from kore.driver import Stream
-from kore.errors import ProtocolError
-from kore.http.answer import Pump, respond
-from kore.http.head import ORDINARY, Head
+from kore.errors import BodyError, ProtocolError
+from kore.http.accesslog import Entry, address
+from kore.http.answer import respond
+from kore.http.head import fields
+from kore.http.input import NEVER, Input
 from kore.http.output import reset_on_close, unsent
-from kore.http.parser import END, RequestParser
 from kore.http.peer import Peer
 from kore.http.request import ANSWERED, ENDED, OPEN, STREAMING, Request
-from kore.http.response import CONTINUE, pretty_page
+from kore.http.response import pretty_page
 from kore.reactor.trace import report_exception
 
 if TYPE_CHECKING:
-    from kore.http.server import HttpServer, Prepared, Service
-
-BURST_MAX = 64
-"""Pipelined requests served in one turn of the loop: more wait for the next, so that others get theirs."""
-
-HELD_BYTES_MAX = 65536
-"""Input kept while it cannot be used; above it the connection is not read until all of it is."""
+    from kore.http.server import Service
 
 TRAILING_MAX = 16
 """Handlers of one connection that still run after they answered; with more, the next request waits."""
@@ -46,254 +38,45 @@ FIRST_REQUEST_S = 0.5
 LINGER_S = 2.0
 """How long input is read and thrown away after a refusal, so that no RST destroys it (RFC 9112 9.6)."""
 
-NEVER = 1 << 62
+LOG_NOTICE = 5
 
 
-class HttpConnection:
+class HttpConnection(Input):
     """The owner of one stream. Made by `Service.accepted`; ends with `lost`."""
 
-    __slots__ = (
-        "block", "body", "bucket", "burst", "close_after", "expires", "gone", "half_closed", "heading", "lingering",
-        "parse_due", "parser", "peer_object", "prepared", "pump", "ready", "receiving", "recognise", "request",
-        "server", "service", "stream", "stuck_at", "task", "trailing", "write",
-    )
+    __slots__ = ("began", "bucket", "client", "peer_object", "trailing")
 
     def __init__(self, service: Service, fd: int) -> None:
         self.service = service
         self.recognise = service.heads.recognise
-        self.server: HttpServer = service.server
-        self.ready = True  # a request may come, nothing is held back
-        self.block = b""  # the head of the request before
-        self.prepared: Prepared | None = None  # what it led to; None until the first
-        self.parser: RequestParser | None = None
-        self.parse_due = False  # the loop will call us to go on
-        self.burst = 0  # requests `_parse` may still take in this turn; 0 outside of it
-        self.request: Request | None = None  # being received, handled or answered
-        self.receiving = False  # its body is still coming
-        self.heading = False  # part of a head is there
-        self.body: bytearray | None = None  # what has come of it
-        self.task: Any = None  # its handler, when that is suspended
-        self.trailing = 0  # handlers that have answered but still run
-        self.pump: Pump | None = None  # what produces a streamed body
+        self.server = service.server
+        self.ready = True
+        self.block = b""
+        self.prepared = None
+        self.parser = None
+        self.parse_due = False
+        self.burst = 0
+        self.request = None
+        self.receiving = False
+        self.heading = False
+        self.body = None
+        self.body_mark = 0
+        self.task = None
+        self.pump = None
         self.close_after = False
-        self.half_closed = False  # the client sent its FIN
+        self.half_closed = False
         self.lingering = False
         self.gone = False
+        self.stuck_at = None
+        self.trailing = 0  # handlers that have answered but still run
         self.peer_object: Peer | None = None
-        self.stuck_at: tuple[int, int] | None = None  # untaken output when the write deadline was set, and when
+        self.began = 0.0  # when the request at hand came, where somebody wants to know
+        self.client: str | None = None  # the client's address, once a log has asked for it
         self.bucket = NEVER
-        self.stream: Stream = self.server.driver.stream(fd, self)
-        self.write: Callable[[bytes], None] = self.stream.write
+        self.stream = self.server.driver.stream(fd, self)
+        self.write = self.stream.write
         self.expires = self.server.now + self.server.header_ticks
         self.server.schedule(self, self.server.now + self.server.check_ticks)
-
-    # --- input ---------------------------------------------------------------------------------------------
-
-    def received(self, data: bytes) -> None:
-        """Bytes of the client, ``b""`` at its FIN."""
-        try:
-            if self.ready:
-                if data == self.block:
-                    if data:
-                        # The hot path: the same head again, whole. Comparing costs 30 ns, recognising 400.
-                        self.handle(Request(self, self.prepared, data))  # type: ignore[arg-type]
-                        return
-                elif data:
-                    head = self.recognise(data)
-                    if head is not None and head.resolution is not None:
-                        self.block = data
-                        self.prepared = prepared = head.resolution
-                        self.handle(Request(self, prepared, data))
-                    else:
-                        self._requests(data)
-                    return
-            self._input(data)
-        except Exception as error:  # noqa: BLE001 - a defect of ours costs this connection, not the worker
-            self._broken(error)
-
-    def _broken(self, error: Exception) -> None:
-        report_exception("HttpConnection", error)
-        self.stream.abort()
-
-    def _requests(self, data: bytes) -> None:
-        """Whole requests without a body, one or pipelined; the rest, and everything unusual, goes to the parser."""
-        heads = self.service.heads
-        known, size_max = heads.known, heads.header_bytes_max
-        block, length, position, end = self.block, len(self.block), 0, len(data)
-        burst = 0
-        while position < end and self.ready and burst < BURST_MAX:
-            if length and data.startswith(block, position):
-                position += length
-            else:
-                match = ORDINARY.match(data, position)
-                head = known.get(match[1]) if match is not None else None
-                if match is None or head is None or match.end() - position > size_max:
-                    break
-                self.block = block = data[position : match.end()]
-                length = len(block)
-                position += length
-                prepared = head.resolution
-                self.prepared = prepared if prepared is not None else self.service.prepare(head)
-            burst += 1
-            self.handle(Request(self, self.prepared, block))  # type: ignore[arg-type]
-        if position < end and not self.gone and not self.lingering:
-            self._feed(data[position:])
-            if not self.ready:
-                self._hold_back()
-            elif burst == BURST_MAX:
-                self._parse_later()
-            else:
-                self._parse()
-
-    def _feed(self, data: bytes) -> None:
-        parser = self.parser
-        if parser is None:
-            parser = self.parser = RequestParser(self.service.heads, self.server.settings.http_body_max)
-        parser.feed(data)
-
-    def _input(self, data: bytes) -> None:
-        """Bytes at any other time."""
-        if not data:
-            self._ended()
-        elif not self.lingering:
-            self._feed(data)
-            if self.parse_due or not self._may_parse():
-                self._hold_back()
-            else:
-                self._parse()
-
-    def _hold_back(self) -> None:
-        """Input waits: not without bound. It is read again when all that waits has been used (`_needs_more`)."""
-        if self.parser is not None and self.parser.buffered > HELD_BYTES_MAX and self.stream.reading:
-            self.stream.pause()
-
-    def _may_parse(self) -> bool:
-        """Whether another event may be taken: no request is being handled, and the client takes its output."""
-        if self.gone or self.lingering or self.stuck_at is not None:
-            return False
-        return self.request is None or self.receiving
-
-    def _parse(self) -> None:
-        """Take events from the parser until it needs more, a handler has the request, or the turn is over."""
-        parser = self.parser
-        if parser is None:
-            if self.request is None:
-                self._go_on()
-            return
-        self.burst = BURST_MAX
-        try:
-            while self.burst and self._may_parse():
-                event = parser.next()
-                if event is None:
-                    self._needs_more(parser)
-                    return
-                if event is END:
-                    self.burst -= 1
-                    request = self.request
-                    assert request is not None
-                    self.receiving = False
-                    if self.body is not None:
-                        request._body = bytes(self.body)
-                        self.body = None
-                    self.handle(request)
-                elif isinstance(event, Head):
-                    self._begin(event, parser)
-                else:
-                    assert isinstance(event, bytes)
-                    assert self.body is not None
-                    self.body += event
-            if not self.burst and self._may_parse():
-                self._parse_later()
-        except ProtocolError as error:
-            self.refuse(error)
-        finally:
-            self.burst = 0
-
-    def _parse_later(self) -> None:
-        """Go on in the next turn: the other connections want theirs, and the output has to leave."""
-        self.ready = False
-        if not self.parse_due:
-            self.parse_due = True
-            self.server.loop.call_soon(self._parse_now)
-
-    def _parse_now(self) -> None:
-        self.parse_due = False
-        if not (self.gone or self.lingering):
-            try:
-                self._parse()
-            except Exception as error:  # noqa: BLE001 - as in `received`
-                self._broken(error)
-
-    def hold(self) -> None:
-        """A large response is on its way: take no further request before it is known whether the client takes it."""
-        self.burst = 0
-        self._parse_later()
-
-    def _begin(self, head: Head, parser: RequestParser) -> None:
-        """A head came: its body, if any, is still to come."""
-        self.prepared = prepared = head.resolution if head.resolution is not None else self.service.prepare(head)
-        self.ready = self.heading = False
-        request = self.request = Request(self, prepared, parser.block)
-        self.receiving = True
-        self.block = b""  # what the parser took may have been anything; the next head is parsed
-        if not head.body_length:
-            return
-        if prepared.route is None:
-            # Refused for its head: its body is neither wanted nor waited for.
-            self.receiving = False
-            self.close_after = True
-            self.handle(request)
-            return
-        self.body = bytearray()
-        self._deadline(self.server.body_ticks)
-        if head.expect_continue and not parser.buffered:
-            self.write(CONTINUE)
-
-    def _needs_more(self, parser: RequestParser) -> None:
-        """The parser wants more: know what for, and until when."""
-        if self.half_closed:
-            self.stream.close()  # what it sent is not a whole request, and never will be
-            return
-        if not self.stream.reading:
-            self.stream.resume()
-        if self.request is not None:
-            return  # a body, with its own deadline since its head
-        if parser.idle:
-            self.heading = False
-            if self.close_after:
-                self.finish()
-            elif not parser.empty_lines:  # otherwise it goes on counting them
-                self.parser = None
-                self.ready = True
-        elif not self.heading:
-            self.heading = True
-            self.ready = False
-            self._deadline(self.server.header_ticks)
-
-    def _ended(self) -> None:
-        """The client's FIN. What it asked for before is still answered."""
-        self.half_closed = True
-        if self.lingering or (self.parser is None and self.request is None):
-            self.stream.close()
-        elif self.request is not None and not self.receiving:
-            if self.request._state == ANSWERED and (self.parser is None or self.parser.idle):
-                self.stream.close()  # its handler goes on, for nobody
-            else:
-                self._probe_later(self.request)
-        elif not self.parse_due and self.stuck_at is None:
-            self._parse()
-
-    def _probe_later(self, request: Request) -> None:
-        self.server.loop.call_later(PROBE_S, self.probe, request)
-
-    def probe(self, request: Request) -> None:
-        """A client that sent its FIN still waits for its response, or is gone: TCP tells only when written to.
-
-        So an interim response is sent, which every HTTP/1.1 client must accept (RFC 9110 15.2): one that is gone
-        answers with RST, and its handler is closed.
-        """
-        if self.request is request and not self.gone and self.pump is None and request._prepared.head.minor:
-            self.write(CONTINUE)
 
     # --- handling ------------------------------------------------------------------------------------------
 
@@ -349,6 +132,7 @@ class HttpConnection:
             self._settle(request)
         else:
             self.trailing -= 1
+            self.over(request)
             if self.request is not None:
                 self.release(self.request)
         if self.server.draining:
@@ -356,35 +140,56 @@ class HttpConnection:
 
     def failed(self, request: Request, error: BaseException, label: str) -> None:
         """The application raised: 500, unless it has answered (kore-api.md section 4)."""
+        if isinstance(error, BodyError):
+            # The client's fault: it is not told as one of the application's.
+            self.server.log(LOG_NOTICE, f"{request!r}: {error}")
+            self.answer_for(request, error.status)
+            return
         if not isinstance(error, GeneratorExit):
             report_exception(label, error)
-        self._answer_for(request)
+        self.answer_for(request)
 
-    def _answer_for(self, request: Request) -> None:
-        """Nobody answered: 500. The fields meant for another response are not for this one."""
+    def answer_for(self, request: Request, status: int = 500) -> None:
+        """Nobody answered. The fields meant for another response are not for this one."""
         if request._state == OPEN and not self.gone:
             request._response_headers = None
-            self.respond(request, 500, None)
+            self.respond(request, status, None)
+
+    def begun(self, request: Request) -> None:
+        """A request came whose time or whose end somebody wants to know."""
+        self.began = self.server.loop.time()
+        if request._prepared.on_free is not None:
+            self.request = request  # it is not over before `_settle` has seen it
+            self.server.watched.add(request)
+
+    def over(self, request: Request) -> None:
+        """`request` is over, whatever way. May be told more than once."""
+        if self.server.watched:
+            self.server.over(request)
 
     def _settle(self, request: Request) -> None:
         """The handler is through with `request`: answer for it if it did not, then go on."""
         if self.gone:
             request._state = ENDED
+            self.over(request)
             return
         if request._state == OPEN:
             self.server.log_error(f"{request!r}: the handler ended without a response")
-            self._answer_for(request)
+            self.answer_for(request)
         if request._state == STREAMING:
             self.ready = False
             self.request = request
             self.expires = NEVER
         else:
+            self.over(request)
             self._next()
 
     def release(self, request: Request) -> None:
         """`request` is answered while its handler still runs: let the next one come."""
         if self.request is not request or self.task is None or self.gone or request._state != ANSWERED:
             return
+        if self.receiving:
+            return  # it is the gate's, and its body is still to come
         if self.trailing < TRAILING_MAX:
             self.trailing += 1
             self.task = None
@@ -418,9 +223,12 @@ class HttpConnection:
 
     def streamed(self, request: Request) -> None:
         """The body that was produced piece by piece is over."""
-        self.pump = None
+        pump, self.pump = self.pump, None
         request._state = ANSWERED
+        if pump is not None:
+            self.log_access(request, pump.status, pump.body_bytes)
         if self.task is None:
+            self.over(request)
             self._next()
         else:
             self.release(request)
@@ -451,6 +259,8 @@ class HttpConnection:
             self.pump.later()
         elif self.request is None or self.receiving:
             # Its time did not run while it was not heard.
+            if self.task is not None:
+                return
             if self.receiving:
                 self._deadline(self.server.body_ticks)
             elif self.heading:
@@ -464,9 +274,17 @@ class HttpConnection:
         error.__traceback__ = None  # the parser keeps the error, whose frames keep the parser
         head = getattr(self.parser, "head", None)
         self.ready = False
-        request, self.request, self.receiving, self.body = self.request, None, False, None
+        request, self.request, self.receiving = self.request, None, False
+        body, self.body = self.body, None
+        if body is not None:
+            body.discard()
         if request is not None:
+            answered = request._state == ANSWERED
             request._state = ENDED
+            self.over(request)
+            if answered:
+                self.finish()
+                return
         fields: tuple[tuple[str, str], ...] = ()
         page = b""
         if self.server.settings.http_pretty_error and not (head is not None and head.method_name == "HEAD"):
@@ -474,7 +292,37 @@ class HttpConnection:
             fields = (("content-type", "text/html; charset=utf-8"),)
         minor = head.minor if head is not None else 1
         self.write(self.server.heads.build(error.status, minor, False, fields, len(page)) + page)
+        self.log_access(request, error.status, len(page))
         self.finish()
+
+    def log_access(self, request: Request | None, status: int, body_bytes: int) -> None:
+        """Enter a response into its domain's access log, if that has one, once its last byte has been handed over.
+
+        `request` is None for what was refused before there was one.
+        """
+        if request is None:
+            self._log_refusal(status, body_bytes)
+            return
+        prepared = request._prepared
+        if prepared.log is not None:
+            route = None if prepared.route is None else prepared.route.path
+            duration = self.server.loop.time() - self.began
+            field = request.request_header
+            prepared.log.add(Entry(self.client_address(), prepared.head, status, body_bytes, duration, route, field))
+
+    def _log_refusal(self, status: int, body_bytes: int) -> None:
+        head = None if self.parser is None else self.parser.head
+        log = self.service.log_of(head)
+        if log is not None:
+            block = self.parser.block if self.parser is not None and head is not None else b""
+            field = dict(reversed(fields(block))).get
+            log.add(Entry(self.client_address(), head, status, body_bytes, None, None, field))
+
+    def client_address(self) -> str:
+        """The client's IP address, "-" for a UNIX socket. Looked up once, while there is a connection to ask."""
+        if self.client is None:
+            self.client = "-" if self.gone else address(self.stream.fd)
+        return self.client
 
     def finish(self) -> None:
         """Close once the output has left; read on for a moment first, so that it is not destroyed by an RST."""
@@ -520,7 +368,8 @@ class HttpConnection:
         elif self.lingering:
             self.stream.abort()
         elif self.request is not None:
-            self.refuse(ProtocolError(408, "no whole body in time"))
+            if self.slow():
+                self.refuse(ProtocolError(408, "no whole body in time"))
         elif self.parser is not None and not self.parser.idle:
             self.refuse(ProtocolError(408, "no whole head in time"))
         else:
@@ -570,10 +419,18 @@ class HttpConnection:
             self.peer_object.lost()
         pump, self.pump = self.pump, None
         task, self.task = self.task, None
+        body, self.body = self.body, None
+        request, self.request = self.request, None
+        if body is not None:
+            body.discard()
         if pump is not None:
             pump.close()
-        if task is not None and self.request is not None and self.request._state != ANSWERED:
-            task.kill()
-        self.request = self.parser = self.body = None
+            if request is not None:
+                self.log_access(request, pump.status, pump.body_bytes)
+        if request is not None and (task is None or request._state != ANSWERED):
+            self.over(request)
+            if task is not None:
+                task.kill()
+        self.parser = None
         del self.write  # a bound method of the stream, which knows us
         self.server.closed(self)

@@ -2,7 +2,8 @@
 
 A server has domains, chosen by the request's host; a domain has routes, tried in the order they were installed. The
 first whose path and method both fit wins. Where paths fit and no method does, the answer is 405 and says what is
-allowed (RFC 9110 15.5.6). Paths are compared as they were sent: a static one exactly, a pattern by searching.
+allowed (RFC 9110 15.5.6). Paths are compared as they were sent: a static one exactly, a pattern by searching. Redirects
+come before the routes, and maps of files after them, for the methods they have.
 
 Static paths are found in a table, patterns are tried one after the other, and the install order decides between them.
 """
@@ -10,24 +11,26 @@ Static paths are found in a table, patterns are tried one after the other, and t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import translate
 from functools import lru_cache
 from ipaddress import AddressValueError, IPv6Address
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from kore.errors import ConfigurationError
 from kore.http.ere import compile_pattern
 from kore.http.head import HOST_BYTES_MAX, METHODS, Head
+from kore.http.redirects import Redirect, redirected
 
 __all__ = [
-    "ALL_METHODS", "CAPTURES_MAX", "Domain", "Resolution", "Route", "Router", "compile_pattern", "method_mask",
-    "method_names",
+    "ALL_METHODS", "CAPTURES_MAX", "FILE_METHODS", "Domain", "Files", "Resolution", "Route", "Router",
+    "compile_pattern", "method_mask", "method_names",
 ]  # fmt: skip
 
 CAPTURES_MAX: Final = 15  # the reference passes at most this many groups to a handler
 ALL_METHODS: Final = sum(METHODS.values())
+FILE_METHODS: Final = METHODS["GET"] | METHODS["HEAD"]
 
 
 def method_mask(names: Iterable[str] | None) -> int:
@@ -68,18 +71,44 @@ class Route:
     """Its number among all routes of the plan."""
     name: str = ""
     """What logs and reports call it."""
+    gate: Callable[..., Any] | None = None
+    """Asked before a body is read, with the request and the captures: whether the request may go on (see gate.py)."""
+
+
+class Files(Protocol):
+    """The maps of files of a domain."""
+
+    def find(self, path: str) -> Any:
+        """The map that a path belongs to, an object with its `url`; None when there is none."""
 
 
 class Domain:
     """One name, or shell pattern of names, and its routes in install order.
 
+    `redirects` are looked at before the routes. `files` are looked at after them; `file_routes` has the route that
+    serves each of its maps, by URL. `log` is where its access log goes, as the server knows it.
+
     Raises ConfigurationError for two routes of the same text with a method in common, and for a malformed pattern.
     """
 
-    __slots__ = ("pattern", "name", "routes", "allow", "_static", "_patterns")
+    __slots__ = ("pattern", "name", "routes", "redirects", "files", "file_routes", "log", "allow", "_static",
+                 "_patterns")  # fmt: skip
 
-    def __init__(self, pattern: str, routes: Sequence[Route] = ()) -> None:
+    def __init__(
+        self,
+        pattern: str,
+        routes: Sequence[Route] = (),
+        *,
+        redirects: Sequence[Redirect] = (),
+        files: Files | None = None,
+        file_routes: Mapping[str, Route] | None = None,
+        log: Any = None,
+    ) -> None:
         self.pattern = pattern
+        self.redirects = tuple(redirects)
+        self.files = files
+        self.file_routes = file_routes or {}
+        self.log = log
         self.name = _normal(pattern)
         if not self.name or len(pattern.encode("utf-8", "surrogateescape")) > HOST_BYTES_MAX:
             raise ConfigurationError(f"domain {pattern!r}: a name has 1 to {HOST_BYTES_MAX} bytes")
@@ -87,7 +116,7 @@ class Domain:
         self._static: dict[str, list[tuple[int, Route]]] = {}
         self._patterns: list[tuple[int, Route, re.Pattern[str]]] = []
         taken: dict[str, int] = {}
-        mask = 0
+        mask = FILE_METHODS if self.file_routes else 0
         for order, route in enumerate(self.routes):
             twice = taken.get(route.path, 0) & route.methods
             if twice:
@@ -129,6 +158,12 @@ class Domain:
                 allowed |= route.methods
         if found is not None:
             return Resolution(found, (), 200, "", self)
+        serves = None if self.files is None else self.files.find(path)
+        if serves is not None:
+            if method & FILE_METHODS:
+                return Resolution(self.file_routes[serves.url], (), 200, "", self)
+            known = True
+            allowed |= FILE_METHODS
         if known:
             return Resolution(None, (), 405, method_names(allowed), self)
         return Resolution(None, (), 404, "", self)
@@ -146,6 +181,9 @@ class Resolution:
     status: int
     allow: str
     domain: Domain | None
+    by_rule: bool = False
+    """A redirect says so: the status, and with it perhaps a location."""
+    location: str | None = None
 
 
 class Router:
@@ -180,6 +218,16 @@ class Router:
         # An HTTP/1.0 client that names no host means the only one there is.
         return self.domains[0] if not hostname and len(self.domains) == 1 else None
 
+    def log_of(self, head: Head | None) -> Any:
+        """Where the access log of `head`'s domain goes; None: nowhere.
+
+        What belongs to no domain (a name nobody serves, a head that is none) goes to the only one, or to ``*``.
+        """
+        domain = None if head is None else self.find(head.hostname)
+        if domain is None:
+            domain = self.domains[0] if len(self.domains) == 1 else self._names.get("*")
+        return None if domain is None else domain.log
+
     def resolve(self, head: Head) -> Resolution:
         """Where the request of `head` goes."""
         domain = self.find(head.hostname)
@@ -188,6 +236,10 @@ class Router:
         if head.path == "*":
             # RFC 9110 9.3.7: about the server as such, no route of it.
             return Resolution(None, (), 200, domain.allow, domain)
+        if domain.redirects:
+            found = redirected(domain.redirects, head)
+            if found is not None:
+                return Resolution(None, (), found[0], "", domain, True, found[1])
         return domain.resolve(head.path, head.method)
 
 

@@ -11,14 +11,19 @@ import os
 import socket
 from collections.abc import Callable
 from errno import ECANCELED
+from types import CoroutineType
 from typing import Any
 
+from kore.http.accesslog import AccessLog, LogTarget
+from kore.http.body import BodyStore
 from kore.http.connection import FIRST_REQUEST_S, LINGER_S, HttpConnection
+from kore.http.gate import Gate, gated
 from kore.http.head import Head, HeadParser
 from kore.http.request import Request
 from kore.http.response import Heads
 from kore.http.routes import Route, Router
 from kore.http.settings import HttpSettings
+from kore.reactor.trace import report_exception
 
 TICK_S = 0.5
 """The resolution of deadlines."""
@@ -32,6 +37,12 @@ ACCEPT_TELL_S = 10
 DRAIN_IDLE_S = 0.05
 """How long idle connections stay open once the server stops: requests that are on their way are answered."""
 
+DRAIN_BYTES_MAX = 65536
+"""The largest body that is read only to be dropped: with a larger one it is cheaper to connect again."""
+
+BODY_TELL_S = 10
+"""How often it is told that bodies cannot be stored: a full disk may stay full for hours."""
+
 LOG_ERR = 3
 LOG_NOTICE = 5
 
@@ -39,7 +50,10 @@ LOG_NOTICE = 5
 class Prepared:
     """What a head leads to: made once for all requests that share the head."""
 
-    __slots__ = ("captures", "handler", "head", "heads", "is_head", "keep_alive", "route")
+    __slots__ = (
+        "captures", "drains", "gate", "handler", "head", "heads", "is_head", "keep_alive", "log", "on_body_chunk",
+        "on_free", "route", "watched",
+    )  # fmt: skip
 
     def __init__(self, head: Head, route: Route | None, handler: Callable[..., Any], captures: tuple[Any, ...]) -> None:
         self.head = head
@@ -49,6 +63,14 @@ class Prepared:
         self.keep_alive = head.keep_alive
         self.is_head = head.method_name == "HEAD"
         self.heads: dict[tuple[int, int], bytes] = {}  # response heads that may be used as they are
+        self.log: AccessLog | None = None
+        hooks = None if route is None else route.hooks
+        self.on_body_chunk: Callable[..., Any] | None = None if hooks is None else hooks.on_body_chunk
+        self.on_free: Callable[..., Any] | None = None if hooks is None else hooks.on_free
+        self.watched = self.on_free is not None  # the connection must hear when a request comes
+        # With a body only: what is asked before it, and whether it is read though nobody wants it.
+        self.gate: Gate | None = None
+        self.drains = False
 
 
 class Service:
@@ -68,16 +90,40 @@ class Service:
         """Find the route for `head` and keep it there."""
         server = self.server
         found = self.router.resolve(head)
-        if found.route is not None:
-            prepared = Prepared(head, found.route, found.route.handler, found.captures)
+        route = found.route
+        if route is not None:
+            prepared = Prepared(head, route, route.handler, found.captures)
+        elif found.by_rule:
+            prepared = Prepared(head, None, _answer_by_rule, (found.status, found.location))
         else:
             prepared = Prepared(head, None, _answer_without_route, (found.status, found.allow))
+        gate = None if route is None else route.gate
+        prepared.log = self.log_of(head)
+        if prepared.log is not None:
+            prepared.watched = True
+        if head.body_length:
+            prepared.gate = gate
+            prepared.drains = 0 < head.body_length <= DRAIN_BYTES_MAX and not head.expect_continue
+            if route is None:
+                prepared.drains = prepared.drains and found.by_rule
+        else:
+            if gate is not None:
+                prepared.handler = gated(gate, prepared.handler)
+            if prepared.watched:
+                prepared.handler = _watched(prepared.handler)
         if prepared.keep_alive and server.settings.http_keepalive_time == 0:
             prepared.keep_alive = False
-        if prepared.keep_alive and head.minor and not prepared.is_head:
+        # The short way of a response asks nobody: not for those that somebody has to hear of, or that may come early.
+        plain = prepared.log is None and prepared.gate is None and prepared.on_body_chunk is None
+        if plain and prepared.keep_alive and head.minor and not prepared.is_head:
             prepared.heads = server.heads.plain
         head.resolution = prepared
         return prepared
+
+    def log_of(self, head: Head | None) -> AccessLog | None:
+        """The access log that a response to `head` goes to; None for a head that was not understood."""
+        target = self.router.log_of(head)
+        return None if target is None else self.server.access_log(target)
 
     def start(self) -> None:
         """Accept, if not already accepting."""
@@ -105,6 +151,23 @@ class Service:
             server.accept_failed(self, -result)
 
 
+def _watched(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """`handler`, with the connection told that a request has begun."""
+
+    def handle(request: Request, *captures: Any) -> Any:
+        request._connection.begun(request)
+        return handler(request, *captures)
+
+    return handle
+
+
+def _answer_by_rule(request: Request, status: int, location: str | None) -> None:
+    """What a redirect says."""
+    if location is not None:
+        request.response_header("location", location)
+    request.response(status, None)
+
+
 def _answer_without_route(request: Request, status: int, allow: str) -> None:
     """404, 405, or the answer to ``OPTIONS *`` (RFC 9110 9.3.7, 15.5.6)."""
     if allow:
@@ -129,6 +192,12 @@ class HttpServer:
         self.board = board
         self.serving: Route | None = None
         self.heads = Heads(settings)
+        self.logs: dict[LogTarget, AccessLog] = {}
+        self.store: BodyStore | None = None  # for bodies that are too large for memory
+        if settings.http_body_disk_offload:
+            self.store = BodyStore(settings.http_body_disk_path, settings.http_body_disk_offload)
+        self.watched: set[Request] = set()  # requests that something is to be done for when they are over
+        self._body_tell_at = 0  # when a failing disk may be told of again, in ticks
         self.services: list[Service] = []
         self.connections: set[HttpConnection] = set()
         self.active = 0  # suspended handlers
@@ -220,6 +289,8 @@ class HttpServer:
         before, self.now = self.now, int(self.loop.time() / TICK_S)
         self.keepalive_expires = self.now + self.keepalive_ticks
         self.heads.tick()
+        for log in self.logs.values():
+            log.flush()
         for tick in range(before + 1, self.now + 1):
             for connection in self.wheel.pop(tick, ()):
                 connection.check(self.now)
@@ -229,6 +300,37 @@ class HttpServer:
         self.serving = route
         if self.board is not None:
             self.board[0] = 0 if route is None else route.index + 1
+
+    def access_log(self, target: LogTarget) -> AccessLog:
+        """This worker's end of an access log; flushed by the clock."""
+        log = self.logs.get(target)
+        if log is None:
+            log = self.logs[target] = AccessLog(target, self.log)
+        return log
+
+    def over(self, request: Request) -> None:
+        """`request` has ended, whatever way: call its on_free and remove its body, once."""
+        if request not in self.watched:
+            return
+        self.watched.discard(request)
+        on_free = request._prepared.on_free
+        if on_free is not None:
+            try:
+                result = on_free(request)
+            except BaseException as error:  # noqa: BLE001 - as for a handler, and there is no response left to fail
+                report_exception("python_runtime_http_request_free", error)
+            else:
+                if type(result) is CoroutineType:
+                    self.loop.start(result)
+        if not isinstance(request._body, bytes):
+            request._body.close()
+
+    def body_failed(self, error: OSError) -> None:
+        """A body could not be stored: tell it, not for each of them."""
+        if self.now >= self._body_tell_at:
+            self._body_tell_at = self.now + _ticks(BODY_TELL_S)
+            text = f"http_body_disk_path {self.settings.http_body_disk_path!r}: a request body could not be stored"
+            self.log(LOG_ERR, f"{text}: {error.strerror} (errno {error.errno})")
 
     def log_error(self, text: str) -> None:
         """Log what went wrong with a request."""
@@ -271,6 +373,12 @@ class HttpServer:
         self._timer.cancel()
         for connection in list(self.connections):
             connection.stream.abort()
+        for request in list(self.watched):
+            self.over(request)
+        for log in self.logs.values():
+            log.flush()
+        if self.store is not None:
+            self.store.close()
 
 
 def _ticks(seconds: float) -> int:
