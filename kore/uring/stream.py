@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from kore.driver import Stream, StreamOwner
+from kore.readiness.syscalls import SHUT_WR, shutdown
 from kore.uring.operations import BYTES_OFFSET, NOBODY
 from kore.uring.structures import (
     IORING_ASYNC_CANCEL_ALL,
@@ -22,7 +23,6 @@ from kore.uring.structures import (
     IORING_OP_POLL_ADD,
     IORING_OP_RECV,
     IORING_OP_SEND,
-    IORING_OP_SHUTDOWN,
     IORING_POLL_ADD_MULTI,
     IORING_RECV_MULTISHOT,
     IOSQE_BUFFER_SELECT,
@@ -46,7 +46,6 @@ MSG_DONTWAIT = 0x40
 SEND_NOW = MSG_NOSIGNAL | MSG_WAITALL | MSG_DONTWAIT
 
 POLLERR_OR_HUP = 0x008 | 0x010
-SHUT_WR = 1
 
 
 class UringStream(Stream):
@@ -216,7 +215,12 @@ class UringStream(Stream):
 
     def shut_down(self) -> None:
         """Our FIN, after the output."""
-        self.driver.push(IORING_OP_SHUTDOWN, IOSQE_CQE_SKIP_SUCCESS, 0, self.fd, 0, 0, SHUT_WR, 0, NOBODY)
+        # Not by the ring: IORING_OP_SHUTDOWN always goes to a thread of the kernel (REQ_F_FORCE_ASYNC), which looks the
+        # fd up when it comes to it. By then it may have been closed, and be that of the next connection.
+        try:
+            shutdown(self.fd, SHUT_WR)
+        except OSError:
+            pass  # ENOTCONN: the peer has reset the connection; the receive is about to say so
 
     def release(self) -> None:
         """Cancel what is in flight and close the fd, by the ring, in that order."""
