@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 
 import pytest
@@ -23,7 +24,7 @@ def events(data: bytes, cuts=(), *, inflate: bool = True, frame_max: int = FRAME
     found: list[object] = []
     places = [0, *sorted(cuts), len(data)]
     try:
-        for begin, end in zip(places, places[1:], strict=False):
+        for begin, end in itertools.pairwise(places):
             parser.feed(data[begin:end])
             while (event := parser.next()) is not None:
                 found.append(event)

@@ -94,8 +94,8 @@ class WsClient:
     """A connection whose server's frames are read with all that RFC 6455 says of them checked."""
 
     def __init__(
-        self, address: tuple[str, int] | str, path: str = "/ws", *fields: str, behind: bytes = b"", open_it: bool = True,
-        receive_bytes: int = 0,
+        self, address: tuple[str, int] | str, path: str = "/ws", *fields: str, behind: bytes = b"",
+        open_it: bool = True, receive_bytes: int = 0,
     ) -> None:
         self.sock = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
         if receive_bytes:

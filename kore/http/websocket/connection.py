@@ -582,7 +582,7 @@ class WebSocketConnection:
             self._fail(INTERNAL_ERROR, "nothing was heard for too long")
             return
         if silent >= half:
-            if self.pinged_at < self.heard:
+            if self.pinged_at <= self.heard:
                 self.pinged_at = now
                 self.transmit(HEADS[PING][0])
             self._look_at(self.heard + self.timeout_ticks)
