@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.http_server_harness import Client, request
 from tests.support import READY, Starter, http_get, skip_unless, starter
 
 FIRST = """\
@@ -147,9 +148,19 @@ def test_the_first_application_as_a_package(start: Starter, environment: dict[st
     assert body("/") == b"hello"
 
 
-def test_the_get_route_of_the_route_example(start: Starter, environment: dict[str, str]) -> None:
-    start.app(ROUTES, environment=environment)
+def test_the_route_example(start: Starter, environment: dict[str, str]) -> None:
+    program = start.app(ROUTES, environment=environment)
     assert body("/") == b"this is the index"
-    # Authentication is not served yet: what it guards is kept from everybody.
-    assert http_get(ADDRESS, "/secret").startswith(b"HTTP/1.1 403 ")
     assert b"\r\nallow: POST\r\n" in http_get(ADDRESS, "/update")
+    with Client(ADDRESS) as client:
+        found = client.ask(request("/secret"))
+        assert (found.status, found.fields["location"]) == (302, "/")
+        assert client.ask(request("/secret", "X-Header: secret")).body == b"this is the secret"
+        program.wait_for("verify called with secret")
+        form = "Content-Type: application/x-www-form-urlencoded"
+        for sent, taken in (
+            (b"number=1234&user=alice", b'{"number": "1234", "user": "alice"}'),
+            (b"number=12345&user=alice&more=1", b'{"user": "alice"}'),
+            (b"user=Alice", b"{}"),
+        ):
+            assert client.ask(request("/update", form, method="POST", body=sent)).body == taken
