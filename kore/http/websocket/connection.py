@@ -17,11 +17,10 @@ from collections.abc import Callable
 from types import CoroutineType
 from typing import Any, Final
 
-from kore.driver import Stream
 from kore.http.output import reset_on_close, unsent
 from kore.http.peer import Peer
 from kore.http.websocket.broadcast import members
-from kore.http.websocket.deflate import COMPRESS_BYTES_MIN, Inflater, compress
+from kore.http.websocket.deflate import Inflater
 from kore.http.websocket.frames import (
     BINARY,
     CLOSE,
@@ -33,15 +32,11 @@ from kore.http.websocket.frames import (
     NORMAL,
     PING,
     PONG,
-    RSV1,
-    TRY_AGAIN_LATER,
     MessageParser,
     WebSocketError,
-    check_op,
-    checked,
     close_frame,
-    pieces,
 )
+from kore.http.websocket.sending import CLOSING, LINGERING, OPEN, Sending
 from kore.reactor.trace import report_exception
 
 TICK_S: Final = 0.5
@@ -57,12 +52,6 @@ QUEUE_BYTES_MAX: Final = 65536
 HELD_BYTES_MAX: Final = 65536
 """Input kept while it cannot be used; above it the client is not read."""
 
-OUTPUT_BYTES_MAX: Final = 1 << 20
-"""Output that may pile up, beyond what was sent to begin with, while a client does not take it: seconds of any chat."""
-
-FRAME_COST: Final = 64
-"""What a frame that waits costs beyond its bytes: without it a million empty ones would count for nothing."""
-
 CLOSE_S: Final = 5.0
 """How long the client is given to answer our Close; and to take what was sent before it."""
 
@@ -74,10 +63,6 @@ GRACE_S: Final = 10.0
 
 NEVER: Final = 1 << 62
 
-OPEN: Final = 0
-CLOSING: Final = 1
-LINGERING: Final = 2
-
 ON_MESSAGE = "python_runtime_wsconnect"  # the labels of kore-api.md section 4
 ON_CONNECT = "python_runtime_connect"
 
@@ -88,14 +73,13 @@ def nothing(*_: object) -> None:
     """The callback of an application that gave none."""
 
 
-class WebSocketConnection:
+class WebSocketConnection(Sending):
     """The owner of one stream. Made by the handshake; ends with `lost`."""
 
     __slots__ = (
-        "base", "bucket", "congested", "expires", "extra", "finished", "gone", "grace_at", "half_closed", "heard",
-        "http", "label", "onconnect", "ondisconnect", "onmsg", "over", "parse_due", "parser", "peer", "pinged_at",
-        "prepared", "queue", "queued_bytes", "quick_max", "ready", "server", "state", "stream", "stuck_at", "task",
-        "timeout_ticks", "told", "window_bits", "write",
+        "bucket", "expires", "finished", "gone", "grace_at", "half_closed", "heard", "http", "label", "onconnect",
+        "ondisconnect", "onmsg", "over", "parse_due", "parser", "peer", "pinged_at", "prepared", "queue",
+        "queued_bytes", "quick_max", "ready", "server", "stuck_at", "task", "timeout_ticks", "told",
     )  # fmt: skip
 
     def __init__(
@@ -110,7 +94,7 @@ class WebSocketConnection:
         self.prepared = http.prepared
         self.peer = peer
         self.onconnect, self.onmsg, self.ondisconnect = callbacks
-        self.window_bits = window_bits  # None: no compression
+        self.window_bits = window_bits
         self.parser = MessageParser(frame_max, message_max, None if window_bits is None else Inflater)
         self.quick_max = min(125, frame_max, message_max)
         self.ready = False  # a frame may come, nothing waits or is held back
@@ -126,9 +110,8 @@ class WebSocketConnection:
         self.queued_bytes = 0
         self.parse_due = True  # the loop will call us to go on: at first for what came with the handshake
         self.stuck_at: tuple[int, int] | None = None  # untaken output at the last look, and when that was
-        self.congested = False  # since some output was not taken, until all of it is
-        self.base = 0  # what was pending when that began
-        self.extra = 0  # what was written since
+        self.congested = False
+        self.base = self.extra = 0
         self.bucket = NEVER
         self.expires = NEVER
         self.grace_at = NEVER
@@ -136,8 +119,8 @@ class WebSocketConnection:
         self.heard = server.now
         timeout_s = getattr(settings, "websocket_timeout", 120)
         self.timeout_ticks = ticks(timeout_s) if timeout_s else 0  # 0: none
-        self.stream: Stream = http.stream
-        self.write: Callable[[bytes], None] = self.stream.write
+        self.stream = http.stream
+        self.write = self.stream.write
 
     # --- input ---------------------------------------------------------------------------------------------
 
@@ -328,69 +311,7 @@ class WebSocketConnection:
         self.queue.clear()
         self.queued_bytes = 0
 
-    # --- output --------------------------------------------------------------------------------------------
-
-    def send(self, op: int, data: str | bytes | bytearray | memoryview, /) -> bool:
-        """See `kore.http.peer.Peer.websocket_send`, whose place this takes while the connection is open."""
-        kind = type(data)
-        if kind is str:
-            payload = data.encode()  # type: ignore[union-attr]
-        elif kind is bytes and op == 2:
-            payload = data
-        else:
-            payload = checked(op, data)
-        size = len(payload)
-        if size < 126 and (op == 1 or op == 2):
-            # The hot path: a look-up and a concatenation.
-            frame = HEADS[op][size] + payload
-            stream = self.stream
-            if stream.out is None and not stream.stuck:
-                self.write(frame)
-            else:
-                self.transmit(frame)
-        else:
-            check_op(op)
-            self._send_long(op, payload)
-        return True
-
-    def _send_long(self, op: int, payload: bytes) -> None:
-        """Send a message that is not small, compressed if that pays."""
-        if self.window_bits is not None and len(payload) >= COMPRESS_BYTES_MIN:
-            packed = compress(payload, self.window_bits)
-            if packed is not None:
-                self.transmit(*pieces(op, packed, RSV1))
-                return
-        self.transmit(*pieces(op, payload))
-
-    def transmit(self, frame: bytes, rest: bytes = b"") -> None:
-        """Queue a frame, within bounds when the client does not take its output."""
-        if self.state != OPEN:
-            return
-        if self.congested:
-            if self.extra > OUTPUT_BYTES_MAX and not self._room():
-                self._overrun()
-                return
-            self.extra += len(frame) + len(rest) + FRAME_COST
-        self.write(frame)
-        if rest:
-            self.write(rest)
-
-    def _room(self) -> bool:
-        """Whether the client has taken enough meanwhile."""
-        out = self.stream.out
-        frames = len(out) if type(out) is list else 1
-        self.extra = self.stream.pending + frames * FRAME_COST - self.base
-        return self.extra <= OUTPUT_BYTES_MAX
-
-    def _overrun(self) -> None:
-        """The client is too slow: drop what has not begun to leave, so that a Close can follow what has."""
-        self._forget_queue()
-        frame = close_frame(TRY_AGAIN_LATER, "output is not taken")
-        if self.stream.out is not None:
-            self.stream.out = frame
-        else:
-            self.write(frame)
-        self._closing()
+    # --- output that is not taken ------------------------------------------------------------------------------
 
     def stalled(self) -> None:
         """The client does not take its output: take no more from it, and give it a time."""

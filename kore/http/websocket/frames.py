@@ -108,7 +108,7 @@ def checked(op: object, data: object) -> bytes:
     if isinstance(data, str):
         return data.encode()
     try:
-        payload = bytes(memoryview(data))  # type: ignore[arg-type]
+        payload = data if type(data) is bytes else bytes(memoryview(data))  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"websocket data must be a str or bytes-like, not {type(data).__name__}") from None
     if op == TEXT and not payload.isascii():
