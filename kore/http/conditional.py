@@ -26,7 +26,7 @@ _FORMS: Final = tuple(
         f"{_DAY_NAME} {_MONTH} (?P<day>[ 0-9][0-9]) {_TIME} (?P<year>[0-9]{{4}})",  # asctime
     )
 )
-_tag = re.compile(r'[ \t,]*+(W/)?("[^"\x00-\x20\x7f]*+")[ \t]*+(?=,|\Z)').match
+_tag = re.compile(r'[ \t,]*+(W/)?("[^"\x00-\x20\x7f]*")[ \t]*(?=,|\Z)').match
 
 _EPOCH: Final = date(1970, 1, 1).toordinal()
 _DATE_CHARACTERS_MAX: Final = 40  # the longest, "Wednesday, 30-Sep-98 11:22:33 GMT", has 33

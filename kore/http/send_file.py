@@ -196,8 +196,11 @@ class FileSender:
     # --- one step ------------------------------------------------------------------------------------------
 
     def step(self) -> None:
-        """Begin what is next; nothing while an operation is in flight, or output of before."""
-        if self.over or self.busy:
+        """Begin what is next; nothing while an operation is in flight, or output of before.
+
+        Our fd of the socket outlives the stream: between the stream's end and lost(), which closes us, nothing is done.
+        """
+        if self.over or self.busy or self.connection.stream.gone:
             return
         if self.pipe is None:
             self._read_step()
@@ -317,7 +320,9 @@ class FileSender:
 
     def _no_pipe(self) -> None:
         if self.pipe is not None:
-            self.pipes.give_back(self.pipe, empty=not self.piped)
+            # Used again only after a transfer that was completed: a cancelled operation may have moved bytes all the
+            # same, and the next client would get them.
+            self.pipes.give_back(self.pipe, empty=self.index == len(self.segments) and not self.piped)
             self.pipe = None
         if self.socket_fd >= 0:
             os.close(self.socket_fd)
