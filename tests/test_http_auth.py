@@ -258,3 +258,13 @@ def test_file_maps_have_their_gate_too(tmp_path, engine):
             assert client.ask(request("/files/../files/a.txt", "x-token: bad")).status == 403
             assert client.ask(request("/files/none", "x-token: bad")).status == 403
         client.alive()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_who_was_not_let_in_and_sends_no_more_of_its_body_is_left(tmp_path, engine):
+    """It has had its answer: the deadline of its body ends the connection without another."""
+    with serving(tmp_path, engine, TEXT, "kore.config.http_body_timeout = 1") as server, server.client() as client:
+        client.send(request("/plain", "Content-Length: 10", method="POST") + b"ab")
+        assert client.read().status == 403
+        client.ended()
+        server.unharmed()

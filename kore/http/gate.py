@@ -8,6 +8,7 @@ body waits before its gate, and what it sends meanwhile is held back (`Waiting`)
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from functools import wraps
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -133,6 +134,7 @@ def _auth_step(auth: Credentials) -> Gate:
 def gated(gate: Gate, handler: Callable[..., Any]) -> Callable[..., Any]:
     """`handler` behind `gate`, for requests that have no body to be read in between."""
 
+    @wraps(handler, (), ())
     def handle(request: Request, *captures: str) -> Any:
         passed = gate(request, *captures)
         if type(passed) is CoroutineType:

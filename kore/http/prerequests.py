@@ -7,6 +7,7 @@ functions stays plain: no coroutine is made for them, and one that is awaited ta
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import wraps
 from types import CoroutineType
 from typing import Any
 
@@ -26,6 +27,7 @@ def guarded(handler: Function, prerequests: Sequence[Function]) -> Function:
         return handler
     chain = tuple(prerequests)
 
+    @wraps(handler, (), ())
     def handle(request: Request, *captures: str) -> Any:
         for number, function in enumerate(chain):
             try:

@@ -11,6 +11,7 @@ import os
 import socket
 from collections.abc import Callable
 from errno import ECANCELED
+from functools import wraps
 from types import CoroutineType
 from typing import Any
 
@@ -154,6 +155,7 @@ class Service:
 def _watched(handler: Callable[..., Any]) -> Callable[..., Any]:
     """`handler`, with the connection told that a request has begun."""
 
+    @wraps(handler, (), ())
     def handle(request: Request, *captures: Any) -> Any:
         request._connection.begun(request)
         return handler(request, *captures)
