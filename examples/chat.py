@@ -1,4 +1,4 @@
-"""A chat on WebSockets over two workers, with its page, on http://127.0.0.1:8888: start it with `kore examples/chat.py`.
+"""A chat over two workers, with its page, on http://127.0.0.1:8888: start it with `kore examples/chat.py`.
 
 Open the page in several windows: whoever is served by which worker, everybody reads everybody. Each message goes to all
 clients of all workers but the one it came from, which the page shows at once.
