@@ -28,7 +28,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Case:
-    """`how` names the way it is run: full, paced, idle or startup.
+    """`how` names the way it is run: full, paced, idle, startup or upload.
 
     In a short run only `short` take part, and the minima do not count.
     """
@@ -61,6 +61,11 @@ def on_all(path: str = "/", connections: int = BUSY, script: str = "plain") -> t
     return tuple(Entry(name, name, path, connections, script) for name in KORE + PEERS)
 
 
+def on_files(path: str) -> tuple[Entry, ...]:
+    """The same file from every server that serves files by itself."""
+    return tuple(Entry(name, name, path) for name in (*KORE, "nginx"))
+
+
 CASES = (
     Case("plain", "11-byte response, synchronous handler, 64 connections", on_all(),
          short=("kore-uring", "kore-epoll", "nginx", "fastwsgi", "granian", "uvicorn")),
@@ -90,6 +95,13 @@ CASES = (
     Case("many", "11-byte response, 1024 connections", on_all(connections=1024)),
     Case("1k", "1 KiB response", on_all("/1k")),
     Case("64k", "64 KiB response (nginx: a file, by sendfile)", on_all("/64k")),
+    Case("file1k", "1 KiB static file", on_files("/files/1k")),
+    Case("file64k", "64 KiB static file (nginx: sendfile)", on_files("/files/64k")),
+    Case("messages", "echo of 125-byte WebSocket messages, 64 connections", tuple(
+        Entry(name, name, "/ws", script="messages") for name in (*KORE, "websockets", "socketify")),
+        short=("kore-uring", "websockets")),
+    Case("upload", "an upload of 1 GiB, to disk", tuple(Entry(name, name, "/upload") for name in KORE), how="upload",
+         short=(), rounds_max=1),
 )
 
 TARGETS = (
@@ -106,10 +118,15 @@ TARGETS = (
     Target("asyncio protocol on epoll, by uvloop", "protocol", "kore-epoll", "uvloop", None, None),
     Target("asyncio streams, by uvloop", "streams", "kore-uring", "uvloop", 0.95, 1.1),
     Target("asyncio streams on epoll, by uvloop", "streams", "kore-epoll", "uvloop", None, None),
+    Target("1 KiB static file, by nginx", "file1k", "kore-uring", "nginx", 0.8, None),
+    Target("64 KiB static file, by nginx with sendfile", "file64k", "kore-uring", "nginx", 0.9, 1.1),
+    Target("WebSocket echo, by websockets", "messages", "kore-uring", "websockets", 3.0, None),
+    Target("WebSocket echo, by socketify", "messages", "kore-uring", "socketify", None, 1.0),
+    Target("1 GiB uploaded: bytes of memory more", "upload", "kore-uring", "", 4 << 20, None, "upload_growth"),
     Target("10,000 idle: bytes each in the worker", "idle", "kore-uring", "", 4096, 2048, "idle_bytes"),
     Target("10,000 idle: throughput on 64 others, by before", "idle", "kore-uring", "", 0.9, None, "idle_rate"),
     Target("p99 at half load: µs above nginx", "paced", "kore-uring", "nginx", 100, 0, "p99_above"),
     Target("first response, seconds", "startup", "kore-uring", "", 0.4, 0.2, "start_seconds"),
 )
 
-LESS_IS_BETTER = {"idle_bytes", "p99_above", "start_seconds"}
+LESS_IS_BETTER = {"idle_bytes", "p99_above", "start_seconds", "upload_growth"}

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from typing import Any
 from tests.perf.servers import Server, pinned
 
 PIPELINED = 16
+MESSAGE_BYTES = 125
+UPLOAD_BYTES = 1 << 30
 
 DONE = """
 function done(summary, latency, requests)
@@ -137,6 +140,35 @@ def paced(server: Server, core: int, *, path: str, connections: int, seconds: fl
         str(server.port), path, str(connections), str(seconds), str(rate),
     ]
     return measured(server, command, core, "RIG ", rate_asked=rate)
+
+
+def messages(server: Server, core: int, *, connections: int, seconds: int) -> Measurement:
+    """WebSocket echoes: messages.py says how."""
+    script = str(Path(__file__).with_name("messages.py"))
+    command = [sys.executable, script, str(server.port), str(connections), str(seconds), str(MESSAGE_BYTES)]
+    return measured(server, command, core, "RIG ")
+
+
+def upload(server: Server, core: int) -> Measurement:
+    """One large body, and by how much the server's memory was larger meanwhile than before, in bytes."""
+    before = server.memory()
+    peak = [before]
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.05):
+            peak[0] = max(peak[0], server.memory())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        command = [sys.executable, str(Path(__file__).with_name("upload.py")), str(server.port), str(UPLOAD_BYTES)]
+        one = measured(server, command, core, "RIG ")
+    finally:
+        over.set()
+        watcher.join()
+    one.extra["upload_growth"] = peak[0] - before
+    return one
 
 
 class IdleConnections:

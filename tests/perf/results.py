@@ -128,6 +128,8 @@ def case_table(results: Results, case: Case) -> str:
     if case.how == "idle":
         lines.append(_simple_table(results, case, [
             ("connections", "idle_open", 0), ("bytes each", "idle_bytes", 0), ("req/s by before", "idle_rate", 2)]))
+    if case.how == "upload":
+        lines.append(_simple_table(results, case, [("bytes of memory more", "upload_growth", 0)]))
     if case.how == "paced":
         lines.append(_simple_table(results, case, [
             ("rate asked", "rate_asked", 0), ("generator's own lateness, p99 µs", "late", 0)]))
@@ -166,7 +168,7 @@ def target_table(results: Results) -> str:
         if target.case not in asked:
             continue
         throughput, cpu = results.against(target)
-        digits = 0 if target.figure in ("idle_bytes", "p99_above") else 2
+        digits = 0 if target.figure in ("idle_bytes", "p99_above", "upload_growth") else 2
         lines.append(
             f"{target.name:52}{bound(target, target.least):>10}{bound(target, target.aim):>10}"
             f"{number(throughput, digits):>11}  {verdict(target, throughput):14}{number(cpu):>12}"
@@ -199,7 +201,7 @@ def readme_table(results: Results) -> str:
         throughput, cpu = results.against(target)
         if throughput is None:
             continue
-        digits = 0 if target.figure in ("idle_bytes", "p99_above") else 2
+        digits = 0 if target.figure in ("idle_bytes", "p99_above", "upload_growth") else 2
         rows.append(f"| {target.name} | {bound(target, target.least)} | {bound(target, target.aim)} "
                     f"| {number(throughput, digits)} | {number(cpu)} |")
     peers = ("nginx", "fastwsgi", "granian", "uvicorn", "uvloop", "python")

@@ -76,9 +76,9 @@ def nginx(_python: str, port: int, folder: Path) -> list[str]:
     program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
     if program is None:
         raise StartFailure("nginx is not installed")
-    (folder / "www").mkdir(exist_ok=True)
+    files(folder / "www" / "files")
     (folder / "www" / "64k").write_bytes(b"k" * 65536)
-    for path in (folder, folder / "www"):
+    for path in (folder, folder / "www", folder / "www" / "files"):
         path.chmod(0o755)  # as root its worker is another user
     config = folder / "nginx.conf"
     config.write_text(NGINX.format(folder=folder, port=port, small="k" * 1024))
@@ -90,8 +90,16 @@ def echo(loop: str, kind: str) -> Callable[[str, int, Path], list[str]]:
     return lambda python, port, folder: [python, str(APPS / "echo_app.py"), loop, kind, str(port)]
 
 
+def files(folder: Path) -> None:
+    """What servers that serve files by themselves have in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "1k").write_bytes(b"k" * 1024)
+    (folder / "64k").write_bytes(b"k" * 65536)
+
+
 def kore(python: str, port: int, folder: Path) -> list[str]:
     """The server of this repository."""
+    files(folder / "files")
     return [python, "-m", "kore", str(APPS / "kore_app.py"), str(port)]
 
 
@@ -101,6 +109,8 @@ KINDS = {kind.name: kind for kind in (
     Kind("nginx", "nginx, return 200", nginx),
     Kind("fastwsgi", "fastwsgi (WSGI)", lambda python, port, folder: [python, str(APPS / "wsgi_app.py"), str(port)]),
     Kind("socketify", "socketify", lambda python, port, folder: [python, str(APPS / "socketify_app.py"), str(port)]),
+    Kind("websockets", "websockets", lambda python, port, folder: [
+        python, str(APPS / "websockets_app.py"), str(port)]),
     Kind("granian", "granian (RSGI)", lambda python, port, folder: [
         python, "-m", "granian", "--interface", "rsgi", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
         "--runtime-threads", "1", "--runtime-mode", "st", "--loop", "uvloop", "--http", "1", "--no-ws",
@@ -293,7 +303,7 @@ def versions(python: str) -> dict[str, str]:
     code = (
         "import sys, importlib.metadata as m\n"
         "print('python', sys.version.split()[0])\n"
-        "for name in 'uvloop httptools uvicorn granian fastwsgi socketify'.split():\n"
+        "for name in 'uvloop httptools uvicorn granian fastwsgi socketify websockets'.split():\n"
         "    try: print(name, m.version(name))\n"
         "    except m.PackageNotFoundError: print(name, 'missing')\n"
     )

@@ -5,4 +5,6 @@ BODIES = {
     "/async": b"hello world",
     "/1k": b"k" * 1024,
     "/64k": b"k" * 65536,
+    "/files/1k": b"k" * 1024,
+    "/files/64k": b"k" * 65536,
 }

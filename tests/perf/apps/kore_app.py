@@ -1,5 +1,7 @@
 """The application kore runs in the rig; the argument is the port."""
 
+import os
+
 from bodies import BODIES
 
 import kore
@@ -14,12 +16,17 @@ class App:
         kore.config.worker_rlimit_nofiles = 17408
         kore.config.socket_backlog = 4096
         kore.config.http_keepalive_time = 600
+        kore.config.http_body_max = 1 << 31
+        kore.config.http_body_disk_offload = 65536
         kore.server("rig", ip="127.0.0.1", port=args[1], tls=False)
         domain = kore.domain("*", attach="rig")
         domain.route("/", self.plain, methods=["get"])
         domain.route("/async", self.later, methods=["get"])
         domain.route("/1k", self.small, methods=["get"])
         domain.route("/64k", self.large, methods=["get"])
+        domain.route("/ws", self.open, methods=["get"])
+        domain.route("/upload", self.upload, methods=["post"])
+        domain.filemaps({"/files/": "files"})
 
     def plain(self, req):
         req.response(200, b"hello world")
@@ -32,6 +39,16 @@ class App:
 
     def large(self, req):
         req.response(200, BODIES["/64k"])
+
+    def open(self, req):
+        req.websocket_handshake(None, self.message, None)
+
+    def message(self, connection, op, data):
+        connection.websocket_send(op, data)
+
+    def upload(self, req):
+        length = os.stat(req.body_path).st_size
+        req.response(200, str(length).encode())
 
 
 koreapp = App()

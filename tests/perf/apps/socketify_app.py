@@ -17,5 +17,6 @@ def answer(body):
 app = App()
 for path, body in BODIES.items():
     app.get(path, answer(body))
+app.ws("/ws", {"compression": 0, "message": lambda ws, message, op: ws.send(message, op)})
 app.listen(int(sys.argv[1]), lambda config: None)
 app.run()
