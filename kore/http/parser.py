@@ -40,7 +40,8 @@ class RequestParser:
     `idle` is true while no part of a request is held: between requests, and at the very start.
     `empty_lines` counts those before the next request line.
     `head` and `block` are the current request's, set before its `Head` event and before a 413 for its length, so
-    that the answer knows the version and the method; `head` is None when the request line was not understood.
+    that the answer knows the version and the method; `head` is None when the request line was not understood, and
+    from the moment that the next one is looked for.
     """
 
     __slots__ = (
@@ -112,6 +113,7 @@ class RequestParser:
                     self.block = match[0]
                     self._state = _END
                     return head
+            self.head = None  # what is refused from here on is not about the request before
             at = self._skip_empty_lines()
             if at < 0:
                 return None

@@ -133,6 +133,11 @@ class Heads:
         return head
 
     def interim(self, status: int, fields: Iterable[tuple[str, str]]) -> bytes:
-        """An interim response (RFC 9110 15.2): the status and the application's fields, no others."""
-        lines = [f"HTTP/1.1 {status} {reason(status)}", *(f"{name}: {value}" for name, value in fields)]
+        """An interim response (RFC 9110 15.2): the status and the application's fields, no others.
+
+        Those that are computed belong to the response that follows; in this one they are forbidden (RFC 9110 8.6, RFC
+        9112 6.1), and who believed them would take that response for a body.
+        """
+        kept = (f"{name}: {value}" for name, value in fields if name.lower() not in COMPUTED)
+        lines = [f"HTTP/1.1 {status} {reason(status)}", *kept]
         return ("\r\n".join(lines) + "\r\n\r\n").encode("utf-8", "surrogateescape")
