@@ -90,6 +90,11 @@ project() {
     say "done"
 }
 
+browser() {  # for the one test that looks at an example's page as people do
+    command -v chromium >/dev/null 2>&1 || command -v chromium-browser >/dev/null 2>&1 ||
+        apt_install chromium || say "chromium is missing: the test of the chat's page is skipped"
+}
+
 rig() {
     python=$VENV/bin/python
     command -v wrk >/dev/null 2>&1 || apt_install wrk || { say "wrk is missing: make bench can't run" >&2; exit 1; }
@@ -111,5 +116,6 @@ rig() {
 case "${1:-project}" in
     project) project ;;
     rig) rig ;;
-    *) echo "usage: setup.sh project|rig" >&2; exit 2 ;;
+    browser) browser ;;
+    *) echo "usage: setup.sh project|rig|browser" >&2; exit 2 ;;
 esac
