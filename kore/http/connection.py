@@ -420,7 +420,7 @@ class HttpConnection(Input):
         pump, self.pump = self.pump, None
         task, self.task = self.task, None
         body, self.body = self.body, None
-        request, self.request = self.request, None
+        request = self.request
         if body is not None:
             body.discard()
         if pump is not None:
@@ -431,6 +431,8 @@ class HttpConnection(Input):
             self.over(request)
             if task is not None:
                 task.kill()
-        self.parser = None
+            if request._state == OPEN:
+                request._state = ENDED
+        self.request = self.parser = None
         del self.write  # a bound method of the stream, which knows us
         self.server.closed(self)

@@ -195,7 +195,7 @@ class Waiting:
         connection.server.active -= 1
         if error is not None:
             connection.failed(self.request, error, "coroutine")
-        if connection.request is self.request:
+        if connection.request is self.request and not connection.gone:
             connection.task = None
             self.then(self.request, self.verdict)
         else:
