@@ -11,7 +11,7 @@ import pytest
 
 from kore.errors import ConfigurationError
 from kore.http import beneath
-from kore.http.file_cache import Entry, FileCache, Variant
+from kore.http.file_cache import MEMORY_FILES_MAX, Entry, FileCache, Variant
 from kore.http.filemaps import FileMap, FileMaps, normal
 from tests.files_harness import SECRET, content, file_server, tree
 from tests.http_server_harness import ENGINES, request
@@ -296,6 +296,31 @@ def test_the_cache_is_bounded(tmp_path: Path) -> None:
     cache.put("big", _entry(tmp_path / "big", 10))
     assert cache.bytes_kept == 0
     assert big.plain.content is None
+
+
+def test_responses_in_files_are_bounded(tmp_path: Path) -> None:
+    """Each has an fd: no more than so many, those of earlier seconds make room, and none is left behind."""
+    if not hasattr(os, "memfd_create"):
+        pytest.skip("memfd_create(2): not available")
+    before = len(os.listdir("/proc/self/fd"))
+    cache = FileCache()
+    entries = [_entry(tmp_path / str(number), 40_000) for number in range(MEMORY_FILES_MAX + 5)]
+    for number, entry in enumerate(entries):
+        cache.put(number, entry)
+        cache.make(entry.plain, b"head", content(40_000), "first")
+    assert len(os.listdir("/proc/self/fd")) == before + MEMORY_FILES_MAX
+    assert [entry.plain.memory is None for entry in entries[-6:]] == [False] + [True] * 5
+    assert entries[-1].plain.whole == b"head" + content(40_000)
+    late = "second"
+    for entry in entries[-5:]:
+        cache.make(entry.plain, b"head", content(40_000), late)
+        cache.make(entry.plain, b"head", content(40_000), late)
+    assert all(entry.plain.memory is not None for entry in entries[-5:])
+    assert entries[0].plain.memory is None
+    assert len(os.listdir("/proc/self/fd")) == before + MEMORY_FILES_MAX
+    for number in range(len(entries)):
+        cache.drop(number)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_bytes_are_inherited_only_by_the_same_file(tmp_path: Path) -> None:

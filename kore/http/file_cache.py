@@ -2,8 +2,8 @@
 
 Everything here is true for the second it was looked up in and looked up again in the next, so a change shows within a
 second and a busy file costs two system calls a second. The bytes of a small file stand in one piece with
-their response head (`Variant.whole`), which makes the most common response of a file one dictionary look-up and
-one write.
+their response head (`Variant.whole`, or `memory` of the larger ones), which makes the most common response of a file
+one dictionary look-up and one write.
 
 Bounded by entries and by bytes; what was looked up longest ago goes first. Missing files are not kept at all: a flood
 of made-up names finds nothing to fill.
@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from kore.http.conditional import SETTLED_S, etag
 from kore.http.response import imf_fixdate
+from kore.http.send_memory import MemoryFile, memory_file
 
 SMALL_BYTES_MAX: Final = 131072
 """Files up to this size are kept in memory and sent from there: above it the transfer costs more than the system calls
@@ -32,14 +33,17 @@ BYTES_MAX: Final = 1 << 26
 FRESH_MAX: Final = 1024
 """Heads of requests that lead straight to a file. A full table is emptied: that heals after a flood of queries."""
 
+MEMORY_FILES_MAX: Final = 64
+"""Responses that are kept as files of their own: each has an fd."""
+
 
 class Variant:
     """One file as it can be sent: itself, or its compressed sibling."""
 
     __slots__ = (
-        "coding", "content", "date", "etag", "fields", "identity", "media_type", "modified", "path", "size", "settled",
-        "whole",
-    )
+        "coding", "content", "date", "etag", "fields", "identity", "media_type", "memory", "modified", "path", "size",
+        "settled", "whole",
+    )  # fmt: skip
 
     def __init__(
         self, path: bytes, found: os.stat_result, media_type: str | None, coding: str, varies: bool,
@@ -62,8 +66,9 @@ class Variant:
             fields.append(("vary", "accept-encoding"))
         self.fields = tuple(fields)
         self.content: bytes | None = None
-        self.date = ""  # the second, as response heads have it, in which `whole` may be sent
-        self.whole = b""  # the response with its head
+        self.date = ""  # the second, as response heads have it, in which these may be sent:
+        self.memory: MemoryFile | None = None  # the response with its head, or
+        self.whole = b""  # the same as bytes
 
 
 def identity(found: os.stat_result) -> tuple[int, int, int, int]:
@@ -92,13 +97,6 @@ class Entry:
                 variant.content = old.content
                 self.bytes_kept += 2 * variant.size
 
-    def retire(self) -> None:
-        """Let go of the bytes: `FileCache.fresh` may know its files a little longer."""
-        for variant in (self.plain, *self.encoded):
-            variant.content = None
-            variant.whole = b""
-            variant.date = ""
-
 
 class FileCache:
     """Entries by file map and path, and what leads to them without a look-up."""
@@ -110,6 +108,7 @@ class FileCache:
         self._entries: OrderedDict[Any, Entry] = OrderedDict()
         self.fresh: dict[Any, Variant] = {}
         """By the `Prepared` of a request: the file whose `whole` answers it, in the second of its `date`."""
+        self._memories: dict[Variant, None] = {}  # those with a `memory`, in the order of making
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -138,7 +137,23 @@ class FileCache:
         entry = self._entries.pop(key, None)
         if entry is not None:
             self.bytes_kept -= entry.bytes_kept
-            entry.retire()
+            self._retire(entry)
+
+    def make(self, variant: Variant, head: bytes, content: bytes, date: str) -> None:
+        """Make the response of this second."""
+        variant.memory = None
+        self._memories.pop(variant, None)
+        oldest = next(iter(self._memories), None)
+        if oldest is not None and len(self._memories) >= MEMORY_FILES_MAX and oldest.date is not date:
+            self._forget_response(oldest)
+        if len(self._memories) < MEMORY_FILES_MAX:
+            variant.memory = memory_file(head, content)
+        if variant.memory is not None:
+            self._memories[variant] = None
+            variant.whole = b""
+        else:
+            variant.whole = head + content
+        variant.date = date
 
     def remember(self, prepared: object, variant: Variant) -> None:
         """Requests of this head are answered by `variant.whole`."""
@@ -146,9 +161,21 @@ class FileCache:
             self.fresh.clear()
         self.fresh[prepared] = variant
 
+    def _retire(self, entry: Entry) -> None:
+        """Let go of its bytes: `fresh` may know its files a little longer."""
+        for variant in (entry.plain, *entry.encoded):
+            variant.content = None
+            self._forget_response(variant)
+
+    def _forget_response(self, variant: Variant) -> None:
+        variant.memory = None
+        variant.whole = b""
+        variant.date = ""
+        self._memories.pop(variant, None)
+
     def _shrink(self) -> None:
         while len(self._entries) > self.entries_max or self.bytes_kept > self.bytes_max:
             _, entry = self._entries.popitem(last=False)
             self.bytes_kept -= entry.bytes_kept
-            entry.retire()
+            self._retire(entry)
             self.fresh.clear()

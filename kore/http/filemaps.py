@@ -30,6 +30,7 @@ from kore.http.ranges import content_range, part_heads, wanted
 from kore.http.request import ANSWERED, OPEN, Request
 from kore.http.response import JOIN_BYTES_MAX
 from kore.http.send_file import Pipes, Segment, send
+from kore.http.send_memory import send_memory
 
 ATTEMPTS: Final = 3
 """Look-ups of a file that changes while it is looked at, before 503."""
@@ -190,6 +191,9 @@ def serve(request: Request, file_map: FileMap) -> None:
         and _special(request._block) is None
     ):
         # The hot path: a file that was looked up in this second, for a request without conditions.
+        if variant.memory is not None:
+            send_memory(request, variant.memory, variant.memory.size - variant.size)
+            return
         request._state = ANSWERED
         connection.write(variant.whole)
         if variant.size > JOIN_BYTES_MAX:
@@ -388,10 +392,13 @@ def _keep(request: Request, lookup: Lookup, variant: Variant, content: bytes) ->
     ):
         return False
     if variant.date is not heads.date:
-        variant.whole = heads.build(200, 1, True, variant.fields, variant.size) + content
-        variant.date = heads.date
+        head = heads.build(200, 1, True, variant.fields, variant.size)
+        lookup.cache.make(variant, head, content, heads.date)
     if variant.content is not None:
         lookup.cache.remember(prepared, variant)
+    if variant.memory is not None:
+        send_memory(request, variant.memory, variant.memory.size - variant.size)
+        return True
     request._state = ANSWERED
     connection.write(variant.whole)
     if variant.size > JOIN_BYTES_MAX:

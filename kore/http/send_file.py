@@ -1,10 +1,12 @@
-"""Sends a response whose body lies in a file: file, pipe and socket are joined by splice(2), no byte comes to Python.
+"""Sends a response whose body lies in a file, in steps that copy no byte to Python: the next one begins when the client
+has taken the last.
 
-A pipe of a few hundred KiB is filled from the file and emptied into the socket, in turn, by the engine. The response
-head and the heads of parts go through the same pipe, so nothing has to wait until something else has left. The next
-step begins when the client has taken the last one: a transfer holds no more than its pipe.
+What the kernel has in its page cache is handed to the socket by sendfile(2), which then waits for nobody. What it would
+have to read from a disk goes by splice(2) through a pipe, by the engine, so that no other client waits for that disk:
+the pipe is filled from the file and emptied into the socket, in turn. CPU time for 1 MiB, measured: 100 us by sendfile,
+200 us by splice.
 
-Where splice can't be had (the system or a file system has none, all pipes are in use, the connection is encrypted) the
+Where neither can be had (the system or a file system has none, all pipes are in use, the connection is encrypted) the
 same pieces are read and written instead.
 
 Cancelled operations belong to the kernel until they have ended, and so do their fds: the sender has an fd of its own
@@ -17,6 +19,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from select import POLLOUT
 from typing import TYPE_CHECKING, Any, Final
 
 from kore.http.request import ANSWERED, ENDED, OPEN, STREAMING, Request
@@ -27,14 +30,14 @@ if TYPE_CHECKING:
 PIPE_BYTES: Final = 1 << 18
 """The size asked for a pipe. pipe(7): one user's unprivileged pipes may have 64 MiB together, that is 256 of these."""
 
-PIPE_BYTES_MIN: Final = 1 << 16
-"""A pipe the kernel made smaller, because its user has too many, is not used: heads would leave no room in it."""
-
 PIPES_MAX: Final = 64
-"""Transfers through pipes at a time in one worker: each costs four fds. More are read and written."""
+"""Transfers through pipes at a time in one worker: each costs two fds more than others. More are read and written."""
 
 PIPES_KEPT_MAX: Final = 8
 """Idle pipes kept for the next transfer."""
+
+SENDFILE_BYTES: Final = 1 << 19
+"""Bytes of one sendfile: 50 us, after which the other connections have their turn."""
 
 PIECE_BYTES: Final = 131072
 """Bytes of one read where splice can't be had."""
@@ -81,9 +84,6 @@ class Pipes:
         try:
             pipe = self._idle.pop() if self._idle else Pipe()
         except OSError:
-            return None
-        if pipe.size < PIPE_BYTES_MIN:
-            pipe.close()
             return None
         self.in_use += 1
         return pipe
@@ -137,9 +137,10 @@ def send(
     connection.request = request
     connection.ready = False
     connection.client_address()  # for the log: it cannot be asked for once the client is gone
-    sender = FileSender(connection, request, status, [head, *segments], fd, pipes)
+    connection.write(head)
+    sender = FileSender(connection, request, status, segments, fd, pipes)
     connection.pump = sender
-    sender.step()
+    sender.later()
 
 
 def _close(fd: int) -> None:
@@ -150,7 +151,8 @@ def _close(fd: int) -> None:
 class FileSender:
     """One response on its way. The connection knows it as its pump: `later` and `close` are for it to call.
 
-    It has at most one operation in flight, and each ends with a step or with the end of everything.
+    It has at most one operation in flight, and each ends with a step or with the end of everything. Heads of parts are
+    written as any output is; the bytes of the file wait until that has left.
     """
 
     def __init__(
@@ -159,25 +161,24 @@ class FileSender:
         self.connection = connection
         self.request = request
         self.status = status
+        self.body_bytes = 0  # sent
         self.driver = connection.server.driver
         self.segments = segments
         self.index = 0  # of the segment whose turn it is
         self.fd = fd
-        self.head_left = len(segments[0])  # bytes of the response head that are still to be sent
-        self.body_bytes = 0  # sent
-        self.piped = 0  # bytes in the pipe
-        self.in_order = False  # all output before ours has left
-        self.operation: Any = None
-        self.busy = False  # an operation is in flight
-        self.over = False
-        self.pipes = pipes
-        self.pipe = pipes.take() if connection.service.protocol == "http" else None
         self.socket_fd = -1
-        if self.pipe is not None:
+        self.in_order = False  # all output before ours has left
+        self.reading = connection.service.protocol != "http"  # read and write: the bytes are not to leave as they are
+        self.pipes = pipes
+        self.pipe: Pipe | None = None
+        self.piped = 0  # bytes in it
+        self.operation: Any = None  # in flight
+        self.over = False
+        if not self.reading:
             try:
                 self.socket_fd = os.dup(connection.stream.fd)
             except OSError:
-                self._no_pipe()
+                self.reading = True
 
     # --- for the connection --------------------------------------------------------------------------------
 
@@ -188,9 +189,9 @@ class FileSender:
     def close(self) -> None:
         """The client is gone."""
         self.over = True
-        if self.busy and self.operation is not None:
+        if self.operation is not None:
             self.operation.cancel()
-        if not self.busy:
+        else:
             self._release()
 
     # --- one step ------------------------------------------------------------------------------------------
@@ -200,70 +201,143 @@ class FileSender:
 
         Our fd of the socket outlives the stream: between the stream's end and lost(), which closes us, nothing is done.
         """
-        if self.over or self.busy or self.connection.stream.gone:
+        if self.over or self.operation is not None or self.connection.stream.gone:
             return
-        if self.pipe is None:
-            self._read_step()
-        elif self.piped:
-            if self.in_order or self._output_has_left():
-                self.in_order = True
-                self._empty(self.pipe)
-        elif self.index < len(self.segments):
-            self._fill(self.pipe)
-        else:
+        if not (self.in_order or self._output_has_left()):
+            return
+        if self.piped:
+            self._empty()
+        elif self.index == len(self.segments):
             self._done()
+        else:
+            segment = self.segments[self.index]
+            if isinstance(segment, bytes):
+                self._write(segment)
+                self.later()
+            elif self.reading:
+                self._read(segment)
+            elif not self._send(segment):
+                self._fill(segment)
 
     def _output_has_left(self) -> bool:
-        """Whether the socket is ours. Otherwise we are called again."""
+        """Whether the socket is ours. Otherwise we are called again.
+
+        Steps that begin with this are those of `later`: what has not been taken may be told late in a turn.
+        """
         stream = self.connection.stream
         if stream.stuck:
             return False  # drained() follows, which calls later()
         if stream.out is not None:
             self.later()  # it leaves at the end of this turn
             return False
+        self.in_order = True
         return True
 
-    def _fill(self, pipe: Pipe) -> None:
-        """Put the next bytes into the empty pipe: heads by writing, then as much of the file as there is room for."""
-        while self.index < len(self.segments) and self.piped < pipe.size // 2:
-            segment = self.segments[self.index]
-            if isinstance(segment, bytes):
-                written = os.write(pipe.write_fd, segment[: pipe.size // 2])
-                self.piped += written
-                self._advance(segment, written)
-                continue
-            offset, length = segment
-            self.busy = True
-            self.operation = self.driver.splice(
-                self.fd, offset, pipe.write_fd, min(length, pipe.size - self.piped), self._filled)
-            return
-        self.later()
+    def _write(self, data: bytes) -> None:
+        """Send as any output is sent."""
+        self.connection.write(data)
+        self.in_order = False
+        self._sent(len(data))
 
-    def _advance(self, segment: Segment, size: int) -> None:
-        """`size` bytes of the segment whose turn it is are on their way."""
-        if isinstance(segment, bytes):
-            rest: Segment = segment[size:]
-            left = len(segment) - size
-        else:
-            rest = (segment[0] + size, segment[1] - size)
-            left = rest[1]
-        if left:
+    def _sent(self, size: int) -> None:
+        """`size` bytes of the segment whose turn it is have gone to the client."""
+        self.body_bytes += size
+        self._advance(size)
+
+    def _advance(self, size: int) -> None:
+        """`size` bytes of the segment whose turn it is need no more be thought of."""
+        segment = self.segments[self.index]
+        rest: Segment = segment[size:] if isinstance(segment, bytes) else (segment[0] + size, segment[1] - size)
+        if rest if isinstance(rest, bytes) else rest[1]:
             self.segments[self.index] = rest
         else:
             self.index += 1
 
-    def _filled(self, result: int) -> None:
-        """The file has given `result` bytes."""
-        self._landed()
+    # --- from the page cache -------------------------------------------------------------------------------
+
+    def _send(self, segment: tuple[int, int]) -> bool:
+        """Hand the next bytes of the file to the socket; False where that would wait for a disk, or can't be."""
+        offset, size = segment[0], min(segment[1], SENDFILE_BYTES)
+        if not self._in_memory(offset, size):
+            return False
+        try:
+            sent = os.sendfile(self.socket_fd, self.fd, offset, size)
+        except BlockingIOError:
+            self._wait_for_room()
+            return True
+        except OSError as error:
+            if error.errno in NO_SPLICE:
+                return False
+            self.connection.stream.abort()  # EPIPE, ECONNRESET: lost() follows, which closes us
+            return True
+        if not sent:
+            self._broken_off(0)
+            return True
+        self._sent(sent)
+        if sent < size:
+            self._wait_for_room()
+        elif self.index == len(self.segments):
+            self._done()
+        else:
+            self.later()
+        return True
+
+    def _in_memory(self, offset: int, size: int) -> bool:
+        """Whether the kernel has the first and the last of these bytes at hand: what it reads ahead lies between.
+
+        An engine that has no other way than to wait for the disk need not ask.
+        """
+        if self.driver.name != "uring":
+            return True
+        try:
+            for position in (offset, offset + size - 1):
+                os.preadv(self.fd, [bytearray(1)], position, os.RWF_NOWAIT)
+        except OSError:  # EAGAIN: on the disk; EOPNOTSUPP: a file system that does not say
+            return False
+        return True
+
+    def _wait_for_room(self) -> None:
+        """The socket takes no more: wait until it does. The client's time for it runs from now."""
+        self.connection._watch_output()
+        self.operation = self.driver.poll(self.socket_fd, POLLOUT, self._has_room)
+
+    def _has_room(self, result: int) -> None:
+        """There is room, or the client is gone, which the next step meets."""
+        if self._landed():
+            self.connection.stuck_at = None
+            if result < 0:
+                self._broken_off(result)
+            else:
+                self.step()
+
+    def _landed(self) -> bool:
+        """The operation has ended; whether it goes on."""
+        self.operation = None
         if self.over:
             self._release()
-        elif result > 0:
-            self.piped += result
-            self._advance(self.segments[self.index], result)
-            if self.in_order:
-                self.step()
-            else:
-                self.later()  # whether earlier output was taken whole may be told later in this turn
+        return not self.over
+
+    # --- through a pipe ------------------------------------------------------------------------------------
+
+    def _fill(self, segment: tuple[int, int]) -> None:
+        """Have the next bytes of the file put into the pipe."""
+        if self.pipe is None:
+            self.pipe = self.pipes.take()
+        if self.pipe is None:
+            self.reading = True
+            self._read(segment)
+        else:
+            size = min(segment[1], self.pipe.size)
+            self.operation = self.driver.splice(self.fd, segment[0], self.pipe.write_fd, size, self._filled)
+
+    def _filled(self, result: int) -> None:
+        """The file has given `result` bytes."""
+        if not self._landed():
+            return
+        if result > 0:
+            self.piped = result
+            self._advance(result)
+            self.step()
         elif -result in AGAIN:
             self.later()
         elif -result in NO_SPLICE:
@@ -271,51 +345,38 @@ class FileSender:
         else:
             self._broken_off(result)
 
-    def _empty(self, pipe: Pipe) -> None:
-        """Have the socket take what is in the pipe. The client's time for it runs from now."""
+    def _empty(self) -> None:
+        """Have the socket take what is in the pipe."""
+        assert self.pipe is not None
         self.connection._watch_output()
-        self.busy = True
-        self.operation = self.driver.splice(pipe.read_fd, -1, self.socket_fd, self.piped, self._emptied)
+        self.operation = self.driver.splice(self.pipe.read_fd, -1, self.socket_fd, self.piped, self._emptied)
 
     def _emptied(self, result: int) -> None:
         """The socket has taken `result` bytes."""
-        self._landed()
-        if self.over:
-            self._release()
+        if not self._landed():
             return
         self.connection.stuck_at = None
         if result > 0:
             self.piped -= result
-            self._count(result)
+            self.body_bytes += result
             self.step()
         elif -result in AGAIN:
             self.later()
         elif -result in NO_SPLICE:
             self._without_pipe()
         else:
-            self.connection.stream.abort()  # EPIPE, ECONNRESET: lost() follows, which closes us
-
-    def _count(self, sent: int) -> None:
-        head = min(sent, self.head_left)
-        self.head_left -= head
-        self.body_bytes += sent - head
-
-    def _landed(self) -> None:
-        self.busy = False
-        self.operation = None
-
-    # --- without a pipe ------------------------------------------------------------------------------------
+            self.connection.stream.abort()
 
     def _without_pipe(self) -> None:
         """These two can't be spliced: take back what is in the pipe, and read from now on."""
         assert self.pipe is not None
-        pieces: list[Segment] = []
         while self.piped:
             piece = os.read(self.pipe.read_fd, self.piped)
             self.piped -= len(piece)
-            pieces.append(piece)
-        self.segments[self.index : self.index] = pieces
+            self.segments.insert(self.index, piece)
+            self._write(piece)
         self._no_pipe()
+        self.reading = True
         self.later()
 
     def _no_pipe(self) -> None:
@@ -324,41 +385,24 @@ class FileSender:
             # same, and the next client would get them.
             self.pipes.give_back(self.pipe, empty=self.index == len(self.segments) and not self.piped)
             self.pipe = None
-        if self.socket_fd >= 0:
-            os.close(self.socket_fd)
-            self.socket_fd = -1
 
-    def _read_step(self) -> None:
-        """Write heads, read a piece; no more while the client has not taken the one before."""
-        if not self._output_has_left():
-            return
-        while self.index < len(self.segments):
-            segment = self.segments[self.index]
-            if isinstance(segment, bytes):
-                self._write(segment)
-                continue
-            self.busy = True
-            self.operation = self.driver.read(self.fd, min(segment[1], PIECE_BYTES), segment[0], self._read)
-            return
-        self._done()
+    # --- without ---------------------------------------------------------------------------------------------
 
-    def _read(self, result: bytes | int) -> None:
+    def _read(self, segment: tuple[int, int]) -> None:
+        """Read the next bytes; no more while the client has not taken those before."""
+        self.operation = self.driver.read(self.fd, min(segment[1], PIECE_BYTES), segment[0], self._has_read)
+
+    def _has_read(self, result: bytes | int) -> None:
         """A piece of the file, or why there is none."""
-        self._landed()
-        if self.over:
-            self._release()
-        elif isinstance(result, bytes) and result:
+        if not self._landed():
+            return
+        if isinstance(result, bytes) and result:
             self._write(result)
             self.later()
         elif isinstance(result, int) and -result in AGAIN:
             self.later()
         else:
             self._broken_off(result if isinstance(result, int) else 0)
-
-    def _write(self, data: bytes) -> None:
-        self.connection.write(data)
-        self._count(len(data))
-        self._advance(self.segments[self.index], len(data))
 
     # --- the end -------------------------------------------------------------------------------------------
 
@@ -385,3 +429,6 @@ class FileSender:
         os.close(self.fd)
         self.fd = -1
         self._no_pipe()
+        if self.socket_fd >= 0:
+            os.close(self.socket_fd)
+            self.socket_fd = -1
