@@ -427,3 +427,21 @@ def a(req):
         assert server.ask(request("/a.txt", method="POST")).body == b"handler"
         answer = server.ask(request("/a.txt", method="DELETE"))
         assert (answer.status, answer.fields["allow"]) == (405, "GET, HEAD, POST")
+
+
+def test_no_spelling_goes_around_authentication(tmp_path: Path) -> None:
+    """A map with auth inside of one without: however its URL is written, the key is asked for."""
+    text = """
+def verify(req, value):
+    return value == "open"
+
+auth = {"type": "header", "value": "x-key", "verify": verify}
+home.filemaps({"/": "www", "/sub/": ("www/sub", auth)})
+"""
+    with file_server(tmp_path, "epoll", text) as server, server.client() as client:
+        for path in ("/sub/x.css", "/%73ub/x.css", "//sub/x.css", "/./sub//x.css", "/x/../sub/x.css", "/sub%2fx.css"):
+            for _ in range(2):
+                assert client.ask(request(path)).status == 403
+                assert client.ask(request(path, "X-Key: open")).body == b"css"
+                assert client.ask(request(path, "X-Key: wrong", "Range: bytes=0-1")).status == 403
+        assert client.ask(request("/a.txt")).body == b"hello a"
