@@ -33,6 +33,7 @@ DEFAULTS = {
     "http_body_disk_path": "tmp_files", "http_server_version": "kore (0.1.0)", "http_pretty_error": False,
     "http_hsts_enable": 31536000, "http_keepalive_time": 20, "http_request_ms": 10, "http_request_limit": 1000,
     "websocket_maxframe": 16384, "websocket_max_message": 1024 * 1024, "websocket_timeout": 120,
+    "websocket_deflate": True,
     "pgsql_conn_max": 2, "pgsql_queue_limit": 1000,
     "task_threads": 2, "curl_timeout": 60, "curl_recv_max": 2097152, "file": None, "root": None, "runas": None,
     "keymgr_root": None, "keymgr_runas": None, "acme_root": None, "acme_runas": None,

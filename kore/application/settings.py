@@ -251,14 +251,18 @@ class Settings:
     # WebSocket.
     websocket_maxframe: int = _option(
         "WebSocket", Integer(0, INT64_MAX, "bytes"), 16384,
-        "The largest payload of one frame; a larger one closes the connection with 1009.",
+        "The largest payload of one frame; a larger one closes the connection with 1009. 0: the default.",
     )
     websocket_max_message: int = _option(
         "WebSocket", Integer(0, INT64_MAX, "bytes"), 1024 * 1024,
-        "The largest message, put together from its frames and inflated; a larger one closes the connection with 1009.",
+        "The largest message, put together from its frames and inflated; a larger one closes the connection with 1009. "
+        "0: the default.",
     )
     websocket_timeout: int = _option(
-        "WebSocket", Integer(0, INT64_MAX, "seconds"), 120, "How long a silent connection stays open."
+        "WebSocket", Integer(0, INT64_MAX, "seconds"), 120, "How long a silent connection stays open. 0: for ever."
+    )
+    websocket_deflate: bool = _option(
+        "WebSocket", _YES_NO, True, "Whether messages are compressed for clients that offer it (RFC 7692).",
     )
 
     # Clients.

@@ -200,6 +200,9 @@ class HttpServer:
             self.store = BodyStore(settings.http_body_disk_path, settings.http_body_disk_offload)
         self.watched: set[Request] = set()  # requests that something is to be done for when they are over
         self._body_tell_at = 0  # when a failing disk may be told of again, in ticks
+        self.websockets: set[Any] = set()  # the open ones, for broadcasts
+        self.resolve_name: Callable[[str], Any] | None = None
+        """Finds what the application calls by name, a callback of a WebSocket; raises AttributeError. None: nothing."""
         self.services: list[Service] = []
         self.connections: set[HttpConnection] = set()
         self.active = 0  # suspended handlers

@@ -26,5 +26,6 @@ class HttpSettings:
     websocket_maxframe: int = 16384
     websocket_max_message: int = 1024 * 1024
     websocket_timeout: int = 120
+    websocket_deflate: bool = True
     worker_max_connections: int = 512
     worker_accept_threshold: int = 16

@@ -115,7 +115,7 @@ class Worker:
         if application.loaded is not None:
             # Where "function" and "object.method" are looked up that a request names its callbacks by.
             module = application.loaded.module
-            setattr(self.server, "resolve_name", lambda name: attrgetter(name)(module))
+            self.server.resolve_name = lambda name: attrgetter(name)(module)
         self.post = Post(place.messages)
 
     def start(self) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def members(server: Any) -> set[WebSocketConnection]:
     """The open WebSockets of a worker's HttpServer."""
-    found: set[WebSocketConnection] = vars(server).setdefault("websockets", set())
+    found: set[WebSocketConnection] = server.websockets
     return found
 
 

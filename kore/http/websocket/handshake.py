@@ -78,7 +78,7 @@ class Fields:
             return 400, [], None
         agreement = None
         offers = self.values.get("sec-websocket-extensions")
-        if offers and getattr(server.settings, "websocket_deflate", True):
+        if offers and server.settings.websocket_deflate:
             try:
                 agreement = negotiate(",".join(offers))
             except ValueError:
@@ -102,7 +102,7 @@ def _resolved(request: Request, given: Any) -> Callable[..., Any]:
         return given  # type: ignore[no-any-return]
     if not isinstance(given, str):
         raise TypeError(f"a websocket callback is a callable, a name or None, not {type(given).__name__}")
-    resolve = getattr(request._connection.server, "resolve_name", None)
+    resolve = request._connection.server.resolve_name
     found = None
     if resolve is not None:
         try:
