@@ -51,10 +51,19 @@ def prove_soak(io: str, options: argparse.Namespace, progress: Progress) -> Resu
     return soak.prove(io, seconds=options.minutes * 60, progress=progress)
 
 
+def prove_broadcast(io: str, options: argparse.Namespace, progress: Progress) -> Result:
+    """See tests.endurance.broadcast."""
+    from tests.endurance import broadcast
+
+    return broadcast.prove(
+        io, clients=options.clients, messages=options.messages, kills=2, seed=options.seed, progress=progress)
+
+
 PROOFS: dict[str, tuple[Callable[[str, argparse.Namespace, Progress], Result], tuple[str, ...]]] = {
     "requests": (prove_requests, ("parser", *ENGINES)),
     "syscalls": (prove_syscalls, ENGINES),
     "deaths": (prove_deaths, ENGINES),
+    "broadcast": (prove_broadcast, ENGINES),
     "soak": (prove_soak, ENGINES),
 }
 
@@ -66,7 +75,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--io", help="only these: uring,epoll and for requests parser (default: all)")
     parser.add_argument("--json", type=Path, help="write the results there")
     parser.add_argument("--requests", type=int, help="requests of requests (100000) and of syscalls (20000)")
-    parser.add_argument("--seed", type=int, default=1, help="of requests; default %(default)s")
+    parser.add_argument("--seed", type=int, default=1, help="of requests and broadcast; default %(default)s")
+    parser.add_argument("--clients", type=int, default=1000, help="of broadcast; default %(default)s")
+    parser.add_argument("--messages", type=int, default=300, help="of broadcast, in each of 5 stretches; %(default)s")
     parser.add_argument("--kills", type=int, default=10, help="of deaths; default %(default)s")
     parser.add_argument("--minutes", type=float, default=20, help="of soak, on each engine; default %(default)g")
     options = parser.parse_args(arguments)
@@ -81,6 +92,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--io {options.io}: nothing of {options.name} runs there")
     if options.kills < 1 or options.minutes <= 0 or (options.requests is not None and options.requests < 1):
         parser.error("--requests, --kills and --minutes must be positive")
+    if not 10 <= options.clients <= 4000 or options.messages < 1:
+        parser.error("--clients must be from 10 to 4000, --messages positive")
     return options
 
 

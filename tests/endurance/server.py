@@ -49,9 +49,9 @@ class Server:
 
 @contextlib.contextmanager
 def serving(
-    io: str, *, workers: int, journal: bool = False, prefix: tuple[str, ...] = ()
+    io: str, *, workers: int, journal: bool = False, prefix: tuple[str, ...] = (), app: Path = APP
 ) -> Iterator[Server]:
-    """A server on engine `io`, in a directory of its own; `prefix` is a command to run it under.
+    """A server of `app` on engine `io`, in a directory of its own; `prefix` is a command to run it under.
 
     Raises Unavailable where there is no such engine.
     """
@@ -61,7 +61,7 @@ def serving(
         raise Unavailable(str(error)) from error
     with tempfile.TemporaryDirectory(prefix="kore-endurance-") as folder, starter(Path(folder)) as start:
         port = free_port()
-        arguments = [str(APP), str(port), str(workers)]
+        arguments = [str(app), str(port), str(workers)]
         if journal:
             arguments.append(str(Path(folder) / "journal"))
         if prefix:
