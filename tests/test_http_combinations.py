@@ -95,6 +95,7 @@ for domain in (home, quiet):
     domain.route("/interim", interim)
     domain.route("/form", form, post={"a": "."})
     domain.route("/stream", stream)
+    domain.route("/login", handler, auth=auth(verify, redirect="/log in/\u00e9?a=b&c=%20#d"))
     domain.redirect("^/old/(.*)$", 302, "/new/$1?$qs")
     domain.filemaps({"/files/": "www", "/closed/": ("www", auth(verify)), "/slow/": ("www", auth(verify_late))})
 
@@ -268,6 +269,14 @@ def test_a_redirect_with_a_chunked_body_and_a_request_inside(server, to):
         found = client.read()
         assert found.fields["location"] == "/new/x?q=%0d%0aSet-Cookie:a"
         assert client.read().body == b"hello"
+        client.alive()
+
+
+def test_where_authentication_sends_a_client_is_a_uri(server, to):
+    """RFC 9110 10.2.2: as for redirects, what an application wrote is escaped where it has to be."""
+    with server.client() as client:
+        found = client.ask(to(request("/login")))
+        assert (found.status, found.fields["location"]) == (302, "/log%20in/%C3%A9?a=b&c=%20#d")
         client.alive()
 
 

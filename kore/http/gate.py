@@ -13,6 +13,7 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kore.http.cookies import find_cookie
+from kore.http.redirects import escaped
 from kore.http.request import OPEN, Request
 from kore.reactor.trace import report_exception
 
@@ -90,7 +91,8 @@ def _headers_step(function: Callable[..., Any]) -> Gate:
 
 def _auth_step(auth: Credentials) -> Gate:
     """Authentication (kore-api.md 8.5): exactly True passes, everything else is answered with 302 or 403."""
-    name, verify, redirect = auth.name, auth.verify, auth.redirect
+    name, verify = auth.name, auth.verify
+    redirect = None if auth.redirect is None else escaped(auth.redirect)
     find = find_cookie if auth.kind == "cookie" else Request.request_header
 
     def step(request: Request, *_captures: str) -> Any:

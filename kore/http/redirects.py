@@ -62,5 +62,10 @@ def location(target: str, match: re.Match[str], query: str | None) -> str:
     if _slashes(made) and not _slashes(target):
         # "/$1" and a path that goes on with a slash: "//name" would send the client to another host (RFC 3986 4.2).
         made = "/" + made.lstrip("/\\")
-    octets = made.encode("utf-8", "surrogateescape")
+    return escaped(made)
+
+
+def escaped(reference: str) -> str:
+    """`reference` with what no URI may have in it written as %XX of its bytes in UTF-8 (RFC 3986 2)."""
+    octets = reference.encode("utf-8", "surrogateescape")
     return _not_in_a_uri(lambda octet: b"%%%02X" % octet[0][0], octets).decode("ascii")
