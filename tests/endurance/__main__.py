@@ -59,11 +59,19 @@ def prove_broadcast(io: str, options: argparse.Namespace, progress: Progress) ->
         io, clients=options.clients, messages=options.messages, kills=2, seed=options.seed, progress=progress)
 
 
+def prove_slow(io: str, options: argparse.Namespace, progress: Progress) -> Result:
+    """See tests.endurance.slow."""
+    from tests.endurance import slow
+
+    return slow.prove(io, connections=options.slow, progress=progress)
+
+
 PROOFS: dict[str, tuple[Callable[[str, argparse.Namespace, Progress], Result], tuple[str, ...]]] = {
     "requests": (prove_requests, ("parser", *ENGINES)),
     "syscalls": (prove_syscalls, ENGINES),
     "deaths": (prove_deaths, ENGINES),
     "broadcast": (prove_broadcast, ENGINES),
+    "slow": (prove_slow, ENGINES),
     "soak": (prove_soak, ENGINES),
 }
 
@@ -78,6 +86,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1, help="of requests and broadcast; default %(default)s")
     parser.add_argument("--clients", type=int, default=1000, help="of broadcast; default %(default)s")
     parser.add_argument("--messages", type=int, default=300, help="of broadcast, in each of 5 stretches; %(default)s")
+    parser.add_argument("--slow", type=int, default=400, help="connections of slow; default %(default)s")
     parser.add_argument("--kills", type=int, default=10, help="of deaths; default %(default)s")
     parser.add_argument("--minutes", type=float, default=20, help="of soak, on each engine; default %(default)g")
     options = parser.parse_args(arguments)
@@ -92,8 +101,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--io {options.io}: nothing of {options.name} runs there")
     if options.kills < 1 or options.minutes <= 0 or (options.requests is not None and options.requests < 1):
         parser.error("--requests, --kills and --minutes must be positive")
-    if not 10 <= options.clients <= 4000 or options.messages < 1:
-        parser.error("--clients must be from 10 to 4000, --messages positive")
+    if not 10 <= options.clients <= 4000 or options.messages < 1 or not 1 <= options.slow <= 1500:
+        parser.error("--clients must be from 10 to 4000, --slow from 1 to 1500, --messages positive")
     return options
 
 

@@ -49,9 +49,12 @@ class Server:
 
 @contextlib.contextmanager
 def serving(
-    io: str, *, workers: int, journal: bool = False, prefix: tuple[str, ...] = (), app: Path = APP
+    io: str, *, workers: int, journal: bool = False, prefix: tuple[str, ...] = (), app: Path = APP,
+    arguments: tuple[str, ...] = (),
 ) -> Iterator[Server]:
     """A server of `app` on engine `io`, in a directory of its own; `prefix` is a command to run it under.
+
+    `app` gets the port, the number of workers, `arguments`, and with `journal` the file for it.
 
     Raises Unavailable where there is no such engine.
     """
@@ -61,13 +64,13 @@ def serving(
         raise Unavailable(str(error)) from error
     with tempfile.TemporaryDirectory(prefix="kore-endurance-") as folder, starter(Path(folder)) as start:
         port = free_port()
-        arguments = [str(app), str(port), str(workers)]
+        words = [str(app), str(port), str(workers), *arguments]
         if journal:
-            arguments.append(str(Path(folder) / "journal"))
+            words.append(str(Path(folder) / "journal"))
         if prefix:
-            program = start.command(*prefix, sys.executable, "-m", "kore", *arguments, environment={"KORE_IO": io})
+            program = start.command(*prefix, sys.executable, "-m", "kore", *words, environment={"KORE_IO": io})
         else:
-            program = start.kore(*arguments, environment={"KORE_IO": io})
+            program = start.kore(*words, environment={"KORE_IO": io})
         program.wait_for(READY)
         yield Server(program, port)
 
