@@ -69,6 +69,10 @@ class Run:
     async def run(self, seed: int, kills: int) -> None:
         """Quiet traffic, then kills under traffic."""
         self.journal.rng.seed(seed)
+        task = asyncio.current_task()
+        assert task is not None
+        # An exception raised by the signal's handler would come anywhere, also where the loop then loses a task's turn.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         try:
             await self.complete()
             self.progress(f"broadcast on {self.result.io}: {len(self.clients)} clients")
@@ -266,10 +270,15 @@ def prove(io: str, *, clients: int, messages: int, kills: int, seed: int, progre
     provide_descriptors(clients)
     with serving(io, workers=2, app=APP) as server:
         run = Run(server, clients, messages, result, progress)
+        before = signal.getsignal(signal.SIGTERM)
         try:
             asyncio.run(run.run(seed, kills))
         except (AssertionError, OSError) as error:
             result.fail(f"{type(error).__name__}: {error}")
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
+        finally:
+            signal.signal(signal.SIGTERM, before)
         run.judge()
     result.seconds = time.monotonic() - began
     return result
