@@ -180,10 +180,17 @@ def test_a_bad_format_of_the_access_log_is_refused(value, kind):
     assert made.accesslog_format == "kore"
 
 
+def test_the_key_that_the_reference_lists_for_routes_means_nothing():
+    """kore-api.md 20, row 11."""
+    declare_domain("*").route("/x", handler, key="key.pem")
+    (declared,) = application.routes
+    assert (declared.path, declared.auth, declared.parameters) == ("/x", None, {})
+
+
 BAD_ROUTES = [
     ({"method": ["get"]}, TypeError, "unknown keyword 'method'; allowed are methods, auth, hooks, qs, get"),
     ({"Methods": ["get"]}, TypeError, "unknown keyword 'Methods'"),
-    ({"key": "x"}, TypeError, "unknown keyword"),
+    ({"keys": "x"}, TypeError, "unknown keyword"),
     ({"methods": "get"}, TypeError, "methods is a list of names, not 'get'"),
     ({"methods": ["gett"]}, ConfigurationError, "unknown method 'gett'; allowed are get, post"),
     ({"methods": [5]}, TypeError, "methods holds 5"),

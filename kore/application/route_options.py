@@ -25,6 +25,9 @@ METHODS = ("get", "post", "put", "delete", "head", "options", "patch")
 
 KEYWORDS = ("methods", "auth", "hooks", "qs", *METHODS)
 
+IGNORED = ("key",)
+"""The reference lists it among the keywords of a route by mistake (kore-api.md 20, row 11); it means nothing."""
+
 HOOKS = ("on_headers", "on_body_chunk", "on_free")
 
 AUTH_KEYS = ("type", "value", "verify", "redirect")
@@ -88,6 +91,8 @@ def declare(path: Any, handler: Any, domain: PyDomain | str | None, keywords: Ma
     parameters: dict[str, tuple[Rule, ...]] = {}
     for keyword, value in keywords.items():
         lowered = keyword.lower()
+        if keyword in IGNORED:
+            continue
         if keyword not in KEYWORDS and lowered not in METHODS:
             allowed = ", ".join((*KEYWORDS, "and domain for kore.route"))
             raise TypeError(f"{where}: unknown keyword {keyword!r}; allowed are {allowed}")
