@@ -27,21 +27,12 @@ def test_slow_senders_are_ended_and_honest_clients_served(io: str, mode: slow.Mo
     assert 2 < result.figures[f"{mode.name}_ended_after_s"] < 3 + slow.LATE_SECONDS
 
 
-@pytest.mark.xfail(strict=True, reason="http_write_timeout begins anew with each byte that is taken: no least rate")
 @pytest.mark.parametrize("io", ["uring", "epoll"])
 def test_slow_readers_are_ended(io: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who takes 8 bytes of 8 MiB every two seconds must not keep a connection for weeks."""
     monkeypatch.setattr(slow, "LATE_SECONDS", 5.0)
     result = prove(io, READ)
     assert not result.failed, result.text()
-
-
-@pytest.mark.parametrize("io", ["uring", "epoll"])
-def test_slow_readers_take_nothing_from_honest_clients(io: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether they are ended or not."""
-    monkeypatch.setattr(slow, "LATE_SECONDS", 5.0)
-    result = prove(io, READ)
-    assert [text for text in result.failures if "slowhttptest ended with" not in text] == []
 
 
 @pytest.mark.parametrize("missing", ["slowhttptest", "wrk"])

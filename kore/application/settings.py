@@ -150,7 +150,7 @@ class Settings:
     )
     http_write_timeout: int = _option(
         "HTTP", Integer(1, UINT16_MAX, "seconds"), 60,
-        "How long a client may take nothing of a response; after it the connection is closed.",
+        "In each such time a client must take 1 KiB per second of what waits for it, or all; else it is disconnected.",
     )
     http_body_disk_offload: int = _option(
         "HTTP", Integer(0, INT64_MAX, "bytes"), 0,

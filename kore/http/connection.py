@@ -17,7 +17,7 @@ from kore.http.accesslog import Entry, address
 from kore.http.answer import respond
 from kore.http.head import fields
 from kore.http.input import NEVER, Input
-from kore.http.output import reset_on_close, unsent
+from kore.http.output import RATE_MIN, reset_on_close, unsent
 from kore.http.peer import Peer
 from kore.http.request import ANSWERED, ENDED, OPEN, STREAMING, Request
 from kore.http.response import pretty_page
@@ -355,13 +355,14 @@ class HttpConnection(Input):
         self.bucket = NEVER
         if self.stuck_at is not None:
             before, since = self.stuck_at
-            untaken = self._untaken()
-            if untaken != before:
+            if now - since >= self.server.write_ticks:
+                untaken = self._untaken()
+                # Not any progress: a byte now and then would keep the connection, and its response, for weeks.
+                if before - untaken < RATE_MIN * self.server.settings.http_write_timeout:
+                    reset_on_close(self.stream.fd)
+                    self.stream.abort()
+                    return
                 self.stuck_at = (untaken, now)
-            elif now - since >= self.server.write_ticks:
-                reset_on_close(self.stream.fd)
-                self.stream.abort()
-                return
             self.server.schedule(self, now + min(self.server.write_ticks, self.server.check_ticks))
         elif self.expires > now:
             self.server.schedule(self, min(self.expires, now + self.server.check_ticks))

@@ -17,6 +17,7 @@ from kore.errors import ProtocolError
 from kore.http.body import Dropped, Passed, Receiver, Stored
 from kore.http.gate import Waiting
 from kore.http.head import ORDINARY, Head
+from kore.http.output import RATE_MIN
 from kore.http.parser import END, RequestParser
 from kore.http.request import ANSWERED, OPEN, Request
 from kore.http.response import CONTINUE
@@ -31,9 +32,6 @@ BURST_MAX = 64
 
 HELD_BYTES_MAX = 65536
 """Input kept while it cannot be used; above it the connection is not read until all of it is."""
-
-BODY_RATE_MIN = 1024
-"""Bytes a second that a body must make to be waited for beyond its time: less than any line since the modem's."""
 
 PROBE_S = 0.5
 """How long a client that sent its FIN is believed to wait for its response, before it is asked (see `probe`)."""
@@ -365,7 +363,7 @@ class Input:
     def slow(self) -> bool:
         """Whether the body has come too slowly since its deadline was set; if not, it has a new one."""
         body = self.body
-        if body is None or body.count - self.body_mark < BODY_RATE_MIN * self.server.settings.http_body_timeout:
+        if body is None or body.count - self.body_mark < RATE_MIN * self.server.settings.http_body_timeout:
             return True
         self.body_mark = body.count
         self._deadline(self.server.body_ticks)

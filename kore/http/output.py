@@ -12,6 +12,9 @@ import socket
 import struct
 import termios
 
+RATE_MIN = 1024
+"""Bytes a second that a body must make, in or out, to be waited for beyond its time: less than any modem's line."""
+
 _LINGER_NOT = struct.pack("ii", 1, 0)  # struct linger: on, for 0 seconds
 
 

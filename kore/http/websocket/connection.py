@@ -17,7 +17,7 @@ from collections.abc import Callable
 from types import CoroutineType
 from typing import Any, Final
 
-from kore.http.output import reset_on_close, unsent
+from kore.http.output import RATE_MIN, reset_on_close, unsent
 from kore.http.peer import Peer
 from kore.http.websocket.broadcast import members
 from kore.http.websocket.deflate import Inflater
@@ -111,7 +111,7 @@ class WebSocketConnection(Sending):
         self.parse_due = True  # the loop will call us to go on: at first for what came with the handshake
         self.stuck_at: tuple[int, int] | None = None  # untaken output at the last look, and when that was
         self.congested = False
-        self.base = self.extra = 0
+        self.base = self.extra = self.added = 0
         self.bucket = NEVER
         self.expires = NEVER
         self.grace_at = NEVER
@@ -323,6 +323,7 @@ class WebSocketConnection(Sending):
             self.base = self.stream.pending
             self.extra = 0
         self.stuck_at = (self._untaken(), self.server.now)
+        self.added = 0
         if self.state == OPEN:
             self.stream.pause()
         self._look_at(self.server.now + self.server.write_ticks)
@@ -471,11 +472,12 @@ class WebSocketConnection(Sending):
             before, since = self.stuck_at
             untaken = self._untaken()
             moving = untaken != before
-            if moving:
+            if now - since >= self.server.write_ticks:
+                if before + self.added - untaken < RATE_MIN * self.server.settings.http_write_timeout:
+                    self._reset()
+                    return
                 self.stuck_at = (untaken, now)
-            elif now - since >= self.server.write_ticks:
-                self._reset()
-                return
+                self.added = 0
         if self.state != OPEN:
             if now < self.expires:
                 self._look_at(self.expires)

@@ -29,7 +29,7 @@ LINGERING: Final = 2
 class Sending:
     """What `WebSocketConnection` is for those bytes that go out; made and ended as that."""
 
-    __slots__ = ("base", "congested", "extra", "state", "stream", "window_bits", "write")
+    __slots__ = ("added", "base", "congested", "extra", "state", "stream", "window_bits", "write")
 
     stream: Stream
     write: Callable[[bytes], Any]
@@ -42,6 +42,8 @@ class Sending:
     """What was pending when that began."""
     extra: int
     """What was written since."""
+    added: int
+    """Bytes written since the client's time for taking was set."""
 
     if TYPE_CHECKING:  # what the other half does
 
@@ -88,7 +90,9 @@ class Sending:
             if self.extra > OUTPUT_BYTES_MAX and not self._room():
                 self._overrun()
                 return
-            self.extra += len(frame) + len(rest) + FRAME_COST
+            size = len(frame) + len(rest)
+            self.extra += size + FRAME_COST
+            self.added += size
         self.write(frame)
         if rest:
             self.write(rest)
