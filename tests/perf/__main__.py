@@ -24,7 +24,7 @@ from tests.perf.load import LoadFailure, Measurement
 from tests.perf.servers import KINDS, ROOT, Server, StartFailure, default_python, raise_files_limit, versions
 
 SHORT_SECONDS = 110.0  # of the two minutes; what does not fit is named as skipped
-OTHERS = (*PEERS, "uvloop", "selector")
+OTHERS = (*PEERS, "uvloop", "selector", "websockets")
 FULL_LOAD_SECONDS = 2  # of the run that finds the rate for the paced case
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 KORE = ("kore-uring", "kore-epoll")
-PEERS = ("nginx", "fastwsgi", "socketify", "granian", "uvicorn")
+PEERS = ("nginx", "fastwsgi", "socketify", "granian", "uvicorn")  # those that answer every HTTP case
 BUSY = 64  # connections, where the case is not about their number
 IDLE_CONNECTIONS = 10_000
 LATE_US_MAX = 250  # a generator that was itself later than this at its p99 measured a busy machine, not the server
