@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 TRAILING_MAX = 16
 """Handlers of one connection that still run after they answered; with more, the next request waits."""
 
-PROBE_S = 0.5
-"""How long a client that sent its FIN is believed to wait for its response, before it is asked (see `probe`)."""
-
 FIRST_REQUEST_S = 0.5
 """What a new connection is given for its request once the server stops: it may be on its way."""
 
