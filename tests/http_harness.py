@@ -21,7 +21,7 @@ HOST = b"Host: a\r\n"
 
 def shown(head: Head) -> tuple[Any, ...]:
     """What a head says, to compare."""
-    return tuple(getattr(head, name) for name in Head.__slots__ if name != "resolution")
+    return tuple(getattr(head, name) for name in Head.__slots__ if name not in ("resolution", "kept"))
 
 
 def events(

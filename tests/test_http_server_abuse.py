@@ -22,6 +22,7 @@ EXAMPLES = 40
 
 TEXT = """
 import asyncio
+import gc
 
 @kore.route("/echo", domain=home, methods=["get", "post", "put", "patch", "delete"])
 def echo(req):
@@ -32,6 +33,12 @@ async def later(req):
     await asyncio.sleep(0)
     req.response_header("x-length", str(len(req.body)))
     req.response(200, (req.body[i : i + 100] for i in range(0, len(req.body), 100)))
+
+@kore.route("/uncollected", domain=home, methods=["get"])
+def uncollected(req):
+    found = gc.collect()
+    gc.disable()
+    req.response(200, str(found).encode())
 
 @kore.route("/big", domain=home, methods=["get"])
 def big(req):
@@ -223,3 +230,15 @@ def test_urgent_data_is_no_reason_to_die(server):
     with server.client() as client:
         client.sock.send(b"!", socket.MSG_OOB)
         client.alive()
+
+
+def test_heads_that_never_come_again_leave_nothing_for_the_collector(server):
+    uncollected = request("/uncollected")
+    server.ask(uncollected)
+    with server.client() as client:
+        for number in range(3000):
+            client.send(request(f"/{number}" + "x" * (number % 2 * 700)))
+            if number % 100 == 99:
+                for _ in range(100):
+                    assert client.read().status == 404
+    assert int(server.ask(uncollected).body) < 100

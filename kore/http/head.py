@@ -98,8 +98,9 @@ _host = re.compile(
 
 @dataclass(slots=True, eq=False)
 class Head:
-    """What framing and routing need of a request head. Shared by all requests alike in this; never changed but for
-    `resolution`, where the connection keeps what the router found.
+    """What framing and routing need of a request head. Shared by all requests alike in this, and never changed but for
+    `resolution`, where the connection keeps what the router found as long as the head is `kept`: what is found refers
+    to its head, and a circle that nobody opens lives on until a collection.
 
     `path`, `query` and `target` are as sent, not decoded; bytes from 0x80 are UTF-8 with surrogateescape.
     """
@@ -127,6 +128,8 @@ class Head:
     upgrade: bool
     """The client offers to change the protocol (RFC 9110 7.8)."""
     resolution: Any = None
+    kept: bool = False
+    """It is in its parser's memory."""
 
 
 def fields(block: bytes) -> list[tuple[str, str]]:
@@ -200,8 +203,15 @@ class HeadParser:
         """
         if key_bytes <= HEAD_KEY_BYTES_MAX:
             if len(self.known) >= HEADS_KEPT_MAX:
-                self.known.clear()
+                self._forget()
             self.known[key] = head
+            head.kept = True
+
+    def _forget(self) -> None:
+        for head in self.known.values():
+            head.kept = False
+            head.resolution = None
+        self.known.clear()
 
     def _refuse(self, block: bytes) -> NoReturn:
         """Raise the error of the first wrong byte of `block`."""

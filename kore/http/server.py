@@ -88,7 +88,7 @@ class Service:
         self.tell_at = 0  # when a failing accept() may be told again, in ticks
 
     def prepare(self, head: Head) -> Prepared:
-        """Find the route for `head` and keep it there."""
+        """Find the route for `head`, and keep it with a head that is kept."""
         server = self.server
         found = self.router.resolve(head)
         route = found.route
@@ -118,7 +118,8 @@ class Service:
         plain = prepared.log is None and prepared.gate is None and prepared.on_body_chunk is None
         if plain and prepared.keep_alive and head.minor and not prepared.is_head:
             prepared.heads = server.heads.plain
-        head.resolution = prepared
+        if head.kept:
+            head.resolution = prepared
         return prepared
 
     def log_of(self, head: Head | None) -> AccessLog | None:

@@ -35,7 +35,7 @@ SAMPLES = 100
 
 WARM_UP_SHARE = 0.25
 LONG_REQUESTS = 80_000
-GROWTH_BYTES_MAX = 3 << 20
+GROWTH_BYTES_MAX = 3 << 19
 """Of what one worker holds, after the warm-up: a hundred bytes forgotten with each of 37,500 requests would be more.
 Not nothing, because blocks lie scattered over more pages after every tide of heads to be known and of bodies."""
 
