@@ -43,6 +43,7 @@ run: $(SETUP)
 
 test: $(SETUP)
 	@sh scripts/setup.sh browser
+	@sh scripts/setup.sh services
 	@if reason=$$($(BIN)/python scripts/try_uring.py 2>&1); then \
 		status=0; \
 		echo "test: everything, on io_uring"; KORE_IO=uring $(BIN)/python -m pytest -q || status=1; \

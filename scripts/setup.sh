@@ -1,5 +1,6 @@
 #!/bin/sh
-# Installs what is missing and nothing else: `setup.sh project` for running and testing, `setup.sh rig` for make bench.
+# Installs what is missing and nothing else: `setup.sh project` for running and testing, `setup.sh rig` for make bench,
+# `setup.sh browser` and `setup.sh services` for what only some tests need.
 # Plain sh; system packages by apt-get as root or through sudo; everything of Python goes into .venv.
 set -eu
 cd "$(dirname "$0")/.."
@@ -95,6 +96,19 @@ browser() {  # for the one test that looks at an example's page as people do
         apt_install chromium || say "chromium is missing: the test of the chat's page is skipped"
 }
 
+services() {  # what tests talk to, as programs: no service is started here
+    ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || apt_install postgresql ||
+        say "postgresql is missing: tests that need it are skipped"
+    for program in redis-server:redis-server nginx:nginx-light; do
+        command -v "${program%:*}" >/dev/null 2>&1 || [ -x "/usr/sbin/${program%:*}" ] || apt_install "${program#*:}" ||
+            say "${program%:*} is missing: tests that need it are skipped"
+    done
+    # Debian keeps CPython's own tests in a package of their own.
+    version=$("$VENV/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    "$VENV/bin/python" -c 'import test.test_asyncio' 2>/dev/null || apt_install "libpython$version-testsuite" ||
+        say "the tests of CPython $version are missing: those of asyncio are skipped"
+}
+
 rig() {
     python=$VENV/bin/python
     command -v wrk >/dev/null 2>&1 || apt_install wrk || { say "wrk is missing: make bench can't run" >&2; exit 1; }
@@ -117,5 +131,6 @@ case "${1:-project}" in
     project) project ;;
     rig) rig ;;
     browser) browser ;;
-    *) echo "usage: setup.sh project|rig|browser" >&2; exit 2 ;;
+    services) services ;;
+    *) echo "usage: setup.sh project|rig|browser|services" >&2; exit 2 ;;
 esac
