@@ -39,12 +39,16 @@ from kore.application.constants import (
 from kore.version import __version__
 
 if TYPE_CHECKING:  # the same map once more, for type checkers and editors; a test compares the two
+    from kore.application.databases import dbsetup
     from kore.application.declared import app, config, prerequest
     from kore.application.domains import PyDomain as pydomain  # noqa: N813 (the name is the reference's)
     from kore.application.domains import PyRoute as pyroute  # noqa: N813 (the name is the reference's)
     from kore.application.domains import domain, route
     from kore.application.privileges import privsep
     from kore.application.servers import server
+    from kore.clients.postgresql.listen import dblisten
+    from kore.clients.postgresql.queries import dbquery
+    from kore.clients.postgresql.transaction import dbtransaction
     from kore.http.request import Request as pyhttp_request  # noqa: N813 (the name is the reference's)
     from kore.http.upload import UploadedFile as pyhttp_file  # noqa: N813 (the name is the reference's)
     from kore.process.calls import (
@@ -69,10 +73,14 @@ if TYPE_CHECKING:  # the same map once more, for type checkers and editors; a te
     from kore.reactor.waits import gather, suspend
 
 _HOMES = {
+    "kore.application.databases": ("dbsetup",),
     "kore.application.declared": ("app", "config", "prerequest"),
     "kore.application.domains": ("PyDomain as pydomain", "PyRoute as pyroute", "domain", "route"),
     "kore.application.privileges": ("privsep",),
     "kore.application.servers": ("server",),
+    "kore.clients.postgresql.listen": ("dblisten",),
+    "kore.clients.postgresql.queries": ("dbquery",),
+    "kore.clients.postgresql.transaction": ("dbtransaction",),
     "kore.http.request": ("Request as pyhttp_request",),
     "kore.http.upload": ("UploadedFile as pyhttp_file",),
     "kore.process.calls": (
@@ -116,6 +124,10 @@ __all__ = [
     "config",
     "coroname",
     "corotrace",
+    "dblisten",
+    "dbquery",
+    "dbsetup",
+    "dbtransaction",
     "domain",
     "fatal",
     "fatalx",

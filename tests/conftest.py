@@ -13,6 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.postgresql_harness import postgresql
+
+__all__ = ["postgresql"]  # a fixture: one server for the whole session
+
 ENGINES = ("uring", "epoll", "kqueue")
 
 

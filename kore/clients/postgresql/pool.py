@@ -1,0 +1,245 @@
+"""The connections of one worker to one database: opened when needed, each for one query at a time, first come first.
+
+What waits here is the query itself and not its coroutine: a connection that has answered one query is sent the next
+there and then, in the turn in which the answer came, before anybody is woken.
+
+Nothing waits for ever. A query waits for a connection while there is one, or one is being made; when the last attempt
+fails all that wait fail with its reason. Who leaves, by `abandon`, which never waits and so can be called from a
+coroutine that is being killed, leaves the cancelling and tidying up to tasks of the pool, each with its limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from kore.clients.postgresql.connecting import CANCEL_SECONDS_MAX, connect, driver, failures, request_cancel
+from kore.clients.postgresql.conninfo import ConnectionInfo
+from kore.clients.postgresql.errors import DatabaseError, from_exception
+from kore.clients.postgresql.session import IDLE, Query, Session
+
+TIDY_SECONDS_MAX = 10.0
+"""How long a rollback, and the reset of a session, may take; then the connection ends."""
+
+CLOSE_SECONDS_MAX = 0.8
+"""How long the end of the loop may wait for running queries to be cancelled; a worker has a second in all."""
+
+
+class Lease:
+    """Waits for a session of its own: for a transaction, or for asyncpg to run a query."""
+
+    __slots__ = ("future", "session")
+
+    def __init__(self, future: asyncio.Future[Session]) -> None:
+        self.future = future
+        self.session: Session | None = None
+
+    def start(self, session: Session) -> None:
+        """Have `session`, which is free."""
+        session.held = True
+        self.session = session
+        self.future.set_result(session)
+
+
+class Pool:
+    """Connections to the database `name`; on one loop, whose end ends it. Fails with DatabaseError."""
+
+    def __init__(self, name: str, info: ConnectionInfo, conn_max: int, queue_max: int) -> None:
+        self.name = name
+        self.loop = asyncio.get_running_loop()
+        self.waiting: deque[Query | Lease] = deque()
+        self.sessions: set[Session] = set()
+        self.idle: list[Session] = []
+        """The one used last is used first: others may be lost to a server's idle timeout without anybody waiting."""
+        self.connecting = 0
+        self.closed = False
+        self._info = info
+        self._conn_max = conn_max  # 0: no limit
+        self._queue_max = queue_max
+        self._tasks: set[asyncio.Task[Any]] = set()
+        # Loops end their asynchronous generators when they end, and wait for them: asyncio.run and kore's workers do.
+        self._life = self._live()
+        with suppress(StopIteration):
+            self._life.__anext__().__await__().send(None)
+
+    async def _live(self) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            await self.close()
+
+    # Queries come and go.
+
+    def submit(self, query: Query | Lease) -> None:
+        """Run `query` as soon as there is a session. Raises DatabaseError when too many wait already."""
+        if self.idle:
+            query.start(self.idle.pop())
+            return
+        if self.closed:
+            raise DatabaseError("the event loop ends")
+        self.waiting.append(query)
+        self._grow()
+        if len(self.waiting) - self.connecting > self._queue_max:
+            self.waiting.pop()
+            raise DatabaseError(
+                f"{len(self.waiting)} queries wait for {len(self.sessions)} connections already "
+                f"(pgsql_queue_limit {self._queue_max}, pgsql_conn_max {self._conn_max})"
+            )
+
+    def abandon(self, query: Query | Lease) -> None:
+        """Nobody waits for `query` any more: take it from the queue, or cancel it on the server. Never waits."""
+        session = query.session
+        if session is None:
+            with suppress(ValueError):  # it is over
+                self.waiting.remove(query)
+        elif isinstance(query, Lease):
+            self.give_back(session)
+        else:
+            query.future = self.loop.create_future()  # what the server says of it is for the canceller now
+            self._settle_by(session, partial(self._cancel, session, query.future))
+
+    def abandon_lent(self, session: Session, text: str) -> None:
+        """The same for `text`, which asyncpg runs on `session`."""
+        self._settle_by(session, partial(self._cancel_lent, session, text))
+
+    def give_back(self, session: Session) -> None:
+        """Whoever held `session` is done with it, or dead."""
+        session.held = False
+        if session.settling is None and not session.gone:
+            self.released(session)
+
+    # What sessions tell.
+
+    def released(self, session: Session) -> None:
+        """`session` has answered a query, and nobody holds it: give it the next."""
+        if session.status != IDLE or session.touched:
+            session.held = True
+            self._spawn(self._tidy(session))
+            return
+        waiting = self.waiting
+        while waiting:
+            query = waiting.popleft()
+            if not query.future.done():
+                query.start(session)
+                return
+        self.idle.append(session)
+
+    def lost(self, session: Session) -> None:
+        """The connection is over."""
+        self.sessions.discard(session)
+        if session in self.idle:
+            self.idle.remove(session)
+        if not self.closed:
+            self._grow()
+
+    # Growing.
+
+    def _grow(self) -> None:
+        """Open another connection if somebody waits that no attempt is being made for."""
+        while len(self.waiting) > self.connecting and (
+            not self._conn_max or len(self.sessions) + self.connecting < self._conn_max
+        ):
+            self.connecting += 1
+            self._spawn(self._connect())
+
+    async def _connect(self) -> None:
+        try:
+            connection = await connect(self._info)
+        except DatabaseError as error:
+            self.connecting -= 1
+            if not self.sessions and not self.connecting:
+                self._fail_all(error)
+            return
+        except Exception as error:  # noqa: BLE001 (whatever it was, those that wait have to hear of it)
+            self.connecting -= 1
+            self._fail_all(from_exception(error))
+            return
+        except BaseException:
+            self.connecting -= 1
+            raise
+        self.connecting -= 1
+        session = Session(connection, self)
+        self.sessions.add(session)
+        self.released(session)
+
+    def _fail_all(self, error: DatabaseError) -> None:
+        while self.waiting:
+            future = self.waiting.popleft().future
+            if not future.done():
+                future.set_exception(DatabaseError(str(error), error.sqlstate))
+
+    # Cleaning, in tasks of the pool.
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _settle_by(self, session: Session, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        session.settling = asyncio.Event()
+        self._spawn(self._settle(session, work))
+
+    async def _settle(self, session: Session, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Have `work` free the session of what it runs, within the limit."""
+        try:
+            async with asyncio.timeout(CANCEL_SECONDS_MAX):
+                await work()
+        except failures():
+            session.abort()  # it might answer the next query with what it says to this one
+        except BaseException:
+            session.abort()
+            raise
+        finally:
+            settling = session.settling
+            session.settling = None
+            if settling is not None:
+                settling.set()
+        if not session.held and not session.gone:
+            self.released(session)
+
+    async def _cancel(self, session: Session, answer: asyncio.Future[Any]) -> None:
+        await request_cancel(session.connection)
+        with suppress(DatabaseError):
+            await answer
+
+    async def _cancel_lent(self, session: Session, text: str) -> None:
+        # asyncpg sends the request by itself, and waits for its end before it runs anything else.
+        with suppress(driver().PostgresError):
+            await session.connection.execute("SELECT 1")
+        session.take_back(text)
+
+    async def _tidy(self, session: Session) -> None:
+        """End the transaction that a query left, and undo what it did to the session."""
+        try:
+            async with asyncio.timeout(TIDY_SECONDS_MAX):
+                if session.status != IDLE:
+                    await session.ask("ROLLBACK")
+                if session.touched:
+                    await session.ask("DISCARD ALL")
+                    session.forget_statements()
+        except (DatabaseError, TimeoutError):
+            session.abort()
+            return
+        except BaseException:
+            session.abort()
+            raise
+        session.touched = False
+        self.give_back(session)
+
+    async def close(self) -> None:
+        """Cancel what runs, within CLOSE_SECONDS_MAX, and close all connections. Called at the end of the loop."""
+        self.closed = True
+        self._fail_all(DatabaseError("the event loop ends"))
+        running = [request_cancel(session.connection) for session in self.sessions if session.busy]
+        if running:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_SECONDS_MAX):
+                    await asyncio.gather(*running, return_exceptions=True)
+        for session in list(self.sessions):
+            session.close()
+        for task in list(self._tasks):
+            task.cancel()
