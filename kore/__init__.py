@@ -36,6 +36,8 @@ from kore.application.constants import (
     WEBSOCKET_OP_BINARY,
     WEBSOCKET_OP_TEXT,
 )
+from kore.clients import curl_options as _curl_options
+from kore.clients.curl_options import *  # noqa: F403 (279 numbers, CURLOPT_ all of them; its __all__ says which)
 from kore.version import __version__
 
 if TYPE_CHECKING:  # the same map once more, for type checkers and editors; a test compares the two
@@ -46,6 +48,9 @@ if TYPE_CHECKING:  # the same map once more, for type checkers and editors; a te
     from kore.application.domains import domain, route
     from kore.application.privileges import privsep
     from kore.application.servers import server
+    from kore.application.transfers import curl, httpclient
+    from kore.clients.curl import CurlHandle as pycurlhandle  # noqa: N813 (the name is the reference's)
+    from kore.clients.httpclient import HttpClient as pyhttpclient  # noqa: N813 (the name is the reference's)
     from kore.clients.postgresql.listen import dblisten
     from kore.clients.postgresql.queries import dbquery
     from kore.clients.postgresql.transaction import dbtransaction
@@ -78,6 +83,9 @@ _HOMES = {
     "kore.application.domains": ("PyDomain as pydomain", "PyRoute as pyroute", "domain", "route"),
     "kore.application.privileges": ("privsep",),
     "kore.application.servers": ("server",),
+    "kore.application.transfers": ("curl", "httpclient"),
+    "kore.clients.curl": ("CurlHandle as pycurlhandle",),
+    "kore.clients.httpclient": ("HttpClient as pyhttpclient",),
     "kore.clients.postgresql.listen": ("dblisten",),
     "kore.clients.postgresql.queries": ("dbquery",),
     "kore.clients.postgresql.transaction": ("dbtransaction",),
@@ -124,6 +132,7 @@ __all__ = [
     "config",
     "coroname",
     "corotrace",
+    "curl",
     "dblisten",
     "dbquery",
     "dbsetup",
@@ -132,13 +141,16 @@ __all__ = [
     "fatal",
     "fatalx",
     "gather",
+    "httpclient",
     "lock",
     "log",
     "prerequest",
     "privsep",
+    "pycurlhandle",
     "pydomain",
     "pyhttp_file",
     "pyhttp_request",
+    "pyhttpclient",
     "pylock",
     "pyqueue",
     "pyroute",
@@ -160,6 +172,7 @@ __all__ = [
     "websocket_broadcast",
     "worker",
 ]
+__all__ += _curl_options.__all__
 
 # Public name to its module and its name there.
 _MAP = {entry.split()[-1]: (home, entry.split()[0]) for home, entries in _HOMES.items() for entry in entries}

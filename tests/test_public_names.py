@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 
 import kore
+from kore.clients import curl_options
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,10 +27,10 @@ CONSTANTS = {
     "WEBSOCKET_BROADCAST_GLOBAL": 2,
 }  # fmt: skip
 
-# Kore-api.md 5.3, less what needs parts that are not there: curl, httpclient, proc, socket_wrap.
+# Kore-api.md 5.3, less what needs parts that are not there: proc, socket_wrap.
 FUNCTIONS = {
-    "app", "coroname", "corotrace", "dbquery", "dbsetup", "domain", "fatal", "fatalx", "gather", "lock",
-    "log", "prerequest", "privsep",
+    "app", "coroname", "corotrace", "curl", "dbquery", "dbsetup", "domain", "fatal", "fatalx", "gather", "httpclient",
+    "lock", "log", "prerequest", "privsep",
     "queue", "route", "sendobj", "server", "setname", "shutdown", "sigtrap", "suspend", "task_create", "task_id",
     "task_kill", "time", "timer", "tracer", "websocket_broadcast", "worker",
 }  # fmt: skip
@@ -39,7 +40,8 @@ ADDED = {"dblisten", "dbtransaction"}
 
 # Kore-api.md 5.2: the exported type objects and the names they show.
 TYPES = {
-    "pydomain": "kore.domain", "pyhttp_file": "kore.http_file", "pyhttp_request": "kore.http_request",
+    "pycurlhandle": "kore.curl", "pydomain": "kore.domain", "pyhttp_file": "kore.http_file",
+    "pyhttp_request": "kore.http_request", "pyhttpclient": "kore.httpclient",
     "pylock": "kore.lock", "pyqueue": "kore.queue", "pyroute": "kore.route", "pytimer": "kore.timer",
 }  # fmt: skip
 
@@ -53,7 +55,7 @@ def run(code: str, *options: str) -> str:
 
 
 def test_the_public_names_are_these():
-    assert set(kore.__all__) == {*CONSTANTS, *FUNCTIONS, *ADDED, *TYPES, "config", "__version__"}
+    assert set(kore.__all__) == {*CONSTANTS, *FUNCTIONS, *ADDED, *TYPES, *curl_options.__all__, "config", "__version__"}
     assert set(kore.__all__) <= set(dir(kore))
 
 
@@ -102,8 +104,8 @@ def test_config_is_one_object():
 
 
 def test_a_name_that_does_not_exist_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="module 'kore' has no attribute 'curl'"):
-        _ = kore.curl
+    with pytest.raises(AttributeError, match="module 'kore' has no attribute 'CURLOPT_CURL'"):
+        _ = kore.CURLOPT_CURL
     with pytest.raises(ImportError):
         exec("from kore import nonsense")
 
