@@ -69,6 +69,8 @@ if TYPE_CHECKING:  # the same map once more, for type checkers and editors; a te
     )
     from kore.reactor.locks import PyLock as pylock  # noqa: N813 (the name is the reference's)
     from kore.reactor.locks import lock
+    from kore.reactor.processes import PyProc as pyproc  # noqa: N813 (the name is the reference's)
+    from kore.reactor.processes import proc
     from kore.reactor.queues import PyQueue as pyqueue  # noqa: N813 (the name is the reference's)
     from kore.reactor.queues import queue
     from kore.reactor.tasks import coroname, corotrace, task_create, task_id, task_kill
@@ -76,6 +78,8 @@ if TYPE_CHECKING:  # the same map once more, for type checkers and editors; a te
     from kore.reactor.timers import time, timer
     from kore.reactor.trace import tracer
     from kore.reactor.waits import gather, suspend
+    from kore.reactor.wrapped import PySocket as pysocket  # noqa: N813 (the name is the reference's)
+    from kore.reactor.wrapped import socket_wrap
 
 _HOMES = {
     "kore.application.databases": ("dbsetup",),
@@ -95,11 +99,13 @@ _HOMES = {
         "fatal", "fatalx", "log", "sendobj", "setname", "shutdown", "sigtrap", "websocket_broadcast", "worker",
     ),
     "kore.reactor.locks": ("PyLock as pylock", "lock"),
+    "kore.reactor.processes": ("PyProc as pyproc", "proc"),
     "kore.reactor.queues": ("PyQueue as pyqueue", "queue"),
     "kore.reactor.tasks": ("coroname", "corotrace", "task_create", "task_id", "task_kill"),
     "kore.reactor.timers": ("PyTimer as pytimer", "time", "timer"),
     "kore.reactor.trace": ("tracer",),
     "kore.reactor.waits": ("gather", "suspend"),
+    "kore.reactor.wrapped": ("PySocket as pysocket", "socket_wrap"),
 }
 
 __all__ = [
@@ -146,14 +152,17 @@ __all__ = [
     "log",
     "prerequest",
     "privsep",
+    "proc",
     "pycurlhandle",
     "pydomain",
     "pyhttp_file",
     "pyhttp_request",
     "pyhttpclient",
     "pylock",
+    "pyproc",
     "pyqueue",
     "pyroute",
+    "pysocket",
     "pytimer",
     "queue",
     "route",
@@ -162,6 +171,7 @@ __all__ = [
     "setname",
     "shutdown",
     "sigtrap",
+    "socket_wrap",
     "suspend",
     "task_create",
     "task_id",

@@ -14,8 +14,9 @@ Callbacks run inside ``Driver.wait`` and never inside the call that caused them.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
-from socket import socket
+from socket import SCM_RIGHTS, SOL_SOCKET, socket
 from typing import Any, Protocol
 
 Result = Callable[[int], None]
@@ -23,6 +24,24 @@ Result = Callable[[int], None]
 
 DataResult = Callable[["bytes | int"], None]
 """Called with the bytes, ``b""`` at the end of input, or with a negated errno."""
+
+Message = tuple[bytes, "list[tuple[int, int, bytes]]", int, Any]
+"""What `socket.recvmsg` gives: data, ancillary data, flags, and the sender's address as Python has it, or None."""
+
+MessageResult = Callable[["Message | int"], None]
+"""Called with a message or with a negated errno. Fds in its ancillary data are the receiver's to close."""
+
+CONTROL_BYTES = 1024
+"""Room for ancillary data of one message: SCM_MAX_FD (253) fds fit, and the reference has the same."""
+
+
+def passed_fds(message: Message) -> list[int]:
+    """The fds that came with a message (unix(7), SCM_RIGHTS)."""
+    fds = array("i")
+    for level, kind, data in message[1]:
+        if level == SOL_SOCKET and kind == SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    return fds.tolist()
 
 
 class Operation(Protocol):
@@ -153,17 +172,32 @@ class Driver(Protocol):
     def accept(self, fd: int, callback: Result) -> Operation:
         """Accept until cancelled: an fd (non-blocking, close-on-exec) each time. After an error it is over."""
 
+    def accept_once(self, sock: socket, callback: Result) -> Operation:
+        """Accept one connection: an fd (non-blocking, close-on-exec). The socket is non-blocking."""
+
     def connect(self, sock: socket, address: Any, callback: Result) -> Operation:
-        """Connect to a numeric address as `socket.connect` takes it; 0 when done."""
+        """Connect to a numeric address as `socket.connect` takes it; 0 when done.
+
+        -EAGAIN from a unix listener whose queue is full: nothing tells when it no longer is.
+        """
 
     def receive(self, fd: int, length: int, callback: DataResult) -> Operation:
-        """Receive once, at most `length` bytes."""
+        """Receive once from a socket, at most `length` bytes, which are allocated while it waits."""
+
+    def recvmsg(self, sock: socket, length: int, callback: MessageResult) -> Operation:
+        """Receive one message of at most `length` bytes, with its sender and CONTROL_BYTES of ancillary data."""
 
     def send(self, fd: int, data: bytes, callback: Result) -> Operation:
         """Send once; the number of bytes taken."""
 
     def sendmsg(self, fd: int, buffers: Sequence[bytes], callback: Result) -> Operation:
         """Send several buffers in one go; the number of bytes taken."""
+
+    def sendto(self, sock: socket, data: bytes, address: Any, callback: Result) -> Operation:
+        """Send once to a numeric address as `socket.sendto` takes it; the number of bytes taken.
+
+        -EAGAIN when the queue of a unix datagram socket is full: readiness of the sender says nothing of that.
+        """
 
     def poll(self, fd: int, mask: int, callback: Result) -> Operation:
         """Wait once until one of the poll(2) events in `mask` holds; the events."""
@@ -177,11 +211,11 @@ class Driver(Protocol):
     def read(self, fd: int, length: int, offset: int, callback: DataResult) -> Operation:
         """Read from a file at `offset` (-1: at its position)."""
 
+    def write(self, fd: int, data: bytes, callback: Result) -> Operation:
+        """Write once to a non-blocking pipe; the number of bytes taken."""
+
     def splice(self, fd_in: int, offset_in: int, fd_out: int, length: int, callback: Result) -> Operation:
         """Move bytes between a pipe and another fd (offset -1: none); the number of bytes moved."""
-
-    def shutdown(self, fd: int, how: int, callback: Result) -> Operation:
-        """shutdown(2)."""
 
     def close_fd(self, fd: int, callback: Result) -> Operation:
         """close(2)."""

@@ -1,4 +1,4 @@
-"""Operations of the driver contract on any fd: poll, read, splice, shutdown and close, on every engine."""
+"""Operations of the driver contract on any fd: poll, read, write, splice and close, on every engine."""
 
 from __future__ import annotations
 
@@ -339,20 +339,52 @@ def test_splice_needs_a_pipe(driver, pair, tmp_path) -> None:
     assert results == [-errno.EINVAL]
 
 
-def test_shutdown_and_close(driver, pair) -> None:
-    """shutdown(2) and close(2) as operations; -ENOTCONN, -EBADF as results."""
-    near, far = pair
+def test_close(driver, pair) -> None:
+    """close(2) as an operation; -EBADF as a result."""
     results = Results()
-    driver.shutdown(near.fileno(), socket.SHUT_WR, results)
-    run(driver, lambda: results)
-    assert far.recv(1) == b""
-    number = near.detach()
+    number = pair[0].detach()
     driver.close_fd(number, results)
-    run(driver, lambda: len(results) == 2)
+    run(driver, lambda: results)
     assert number not in fds()
     driver.close_fd(number, results)
+    run(driver, lambda: len(results) == 2)
+    assert results == [0, -errno.EBADF]
+
+
+def test_write_to_a_pipe(driver, pipe) -> None:
+    """What fits is taken at once; a full pipe is waited for without holding up anyone; nobody left is -EPIPE."""
+    read_fd, write_fd = pipe
+    results = Results()
+    driver.write(write_fd, b"abc", results)
+    run(driver, lambda: results)
+    assert results == [3]
+    assert os.read(read_fd, 10) == b"abc"
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(write_fd, bytes(4096))
+    driver.write(write_fd, b"x" * 1000, results)
+    turns(driver)
+    assert len(results) == 1
+    os.read(read_fd, 65536)
+    run(driver, lambda: len(results) == 2)
+    assert results[1] == 1000
+    os.close(read_fd)
+    driver.write(write_fd, b"x", results)
     run(driver, lambda: len(results) == 3)
-    with socket.socket() as sock:
-        driver.shutdown(sock.fileno(), socket.SHUT_WR, results)
-        run(driver, lambda: len(results) == 4)
-    assert results == [0, 0, -errno.EBADF, -errno.ENOTCONN]
+    assert results[2] == -errno.EPIPE
+
+
+def test_write_cancelled(driver, pipe) -> None:
+    """A write to a full pipe can be given up, and has then written nothing."""
+    read_fd, write_fd = pipe
+    held = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            held += os.write(write_fd, bytes(4096))
+    results = Results()
+    operation = driver.write(write_fd, b"x" * 1000, results)
+    turns(driver)
+    operation.cancel()
+    run(driver, lambda: results)
+    assert results == [-errno.ECANCELED]
+    assert os.read(read_fd, held + 1000) == bytes(held)

@@ -27,12 +27,12 @@ CONSTANTS = {
     "WEBSOCKET_BROADCAST_GLOBAL": 2,
 }  # fmt: skip
 
-# Kore-api.md 5.3, less what needs parts that are not there: proc, socket_wrap.
+# Kore-api.md 5.3.
 FUNCTIONS = {
     "app", "coroname", "corotrace", "curl", "dbquery", "dbsetup", "domain", "fatal", "fatalx", "gather", "httpclient",
     "lock", "log", "prerequest", "privsep",
-    "queue", "route", "sendobj", "server", "setname", "shutdown", "sigtrap", "suspend", "task_create", "task_id",
-    "task_kill", "time", "timer", "tracer", "websocket_broadcast", "worker",
+    "proc", "queue", "route", "sendobj", "server", "setname", "shutdown", "sigtrap", "socket_wrap", "suspend",
+    "task_create", "task_id", "task_kill", "time", "timer", "tracer", "websocket_broadcast", "worker",
 }  # fmt: skip
 
 # What the reference does not have.
@@ -42,7 +42,8 @@ ADDED = {"dblisten", "dbtransaction"}
 TYPES = {
     "pycurlhandle": "kore.curl", "pydomain": "kore.domain", "pyhttp_file": "kore.http_file",
     "pyhttp_request": "kore.http_request", "pyhttpclient": "kore.httpclient",
-    "pylock": "kore.lock", "pyqueue": "kore.queue", "pyroute": "kore.route", "pytimer": "kore.timer",
+    "pylock": "kore.lock", "pyproc": "kore.proc", "pysocket": "kore.socket",
+    "pyqueue": "kore.queue", "pyroute": "kore.route", "pytimer": "kore.timer",
 }  # fmt: skip
 
 

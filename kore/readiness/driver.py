@@ -15,14 +15,25 @@ import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from select import POLLIN, POLLOUT
-from socket import socket
+from socket import MSG_CMSG_CLOEXEC, socket
 from time import monotonic
 from typing import Any
 
-from kore.driver import DataResult, Result, Stream, StreamOwner
-from kore.readiness.operation import Accept, Connect, Instant, Operation, RepeatedPoll, Splice, Timeout, Trying, Waiting
+from kore.driver import CONTROL_BYTES, DataResult, MessageResult, Result, Stream, StreamOwner
+from kore.readiness.operation import (
+    Accept,
+    AcceptOnce,
+    Connect,
+    Instant,
+    Operation,
+    RepeatedPoll,
+    SendTo,
+    Splice,
+    Timeout,
+    Trying,
+    Waiting,
+)
 from kore.readiness.stream import IOV_MAX, READ_BYTES_MAX, ReadinessStream
-from kore.readiness.syscalls import shutdown
 from kore.readiness.watch import NOT_REGISTERED, Entry, Poller, Watch, arm
 
 EVENTS_MAX = 512
@@ -292,6 +303,10 @@ class ReadinessDriver:
         """See kore.driver.Driver. The listening socket becomes non-blocking."""
         return self.begin(Accept(self, callback, fd))
 
+    def accept_once(self, sock: socket, callback: Result) -> Operation:
+        """See kore.driver.Driver."""
+        return self.begin(AcceptOnce(self, callback, sock))
+
     def connect(self, sock: socket, address: Any, callback: Result) -> Operation:
         """See kore.driver.Driver. The socket becomes non-blocking; a malformed address raises here and now."""
         if sock.gettimeout() != 0:
@@ -308,6 +323,11 @@ class ReadinessDriver:
         """See kore.driver.Driver."""
         return self.begin(Waiting(self, callback, fd, POLLIN, lambda _: os.read(fd, length)))
 
+    def recvmsg(self, sock: socket, length: int, callback: MessageResult) -> Operation:
+        """See kore.driver.Driver."""
+        return self.begin(Waiting(
+            self, callback, sock.fileno(), POLLIN, lambda _: sock.recvmsg(length, CONTROL_BYTES, MSG_CMSG_CLOEXEC)))
+
     def send(self, fd: int, data: bytes, callback: Result) -> Operation:
         """See kore.driver.Driver. The fd must be non-blocking."""
         return self.begin(Trying(self, callback, fd, POLLOUT, lambda _: os.write(fd, data)))
@@ -316,6 +336,10 @@ class ReadinessDriver:
         """See kore.driver.Driver. The fd must be non-blocking."""
         pieces = buffers[:IOV_MAX]
         return self.begin(Trying(self, callback, fd, POLLOUT, lambda _: os.writev(fd, pieces)))
+
+    def sendto(self, sock: socket, data: bytes, address: Any, callback: Result) -> Operation:
+        """See kore.driver.Driver. The socket must be non-blocking."""
+        return self.begin(SendTo(self, callback, sock, data, address))
 
     def poll(self, fd: int, mask: int, callback: Result) -> Operation:
         """See kore.driver.Driver."""
@@ -343,15 +367,15 @@ class ReadinessDriver:
             return self.begin(Instant(self, callback, lambda: os.pread(fd, length, offset)))
         return self.receive(fd, length, callback)
 
+    def write(self, fd: int, data: bytes, callback: Result) -> Operation:
+        """See kore.driver.Driver."""
+        return self.send(fd, data, callback)
+
     def splice(self, fd_in: int, offset_in: int, fd_out: int, length: int, callback: Result) -> Operation:
         """See kore.driver.Driver. -ENOSYS where the system has no splice(2)."""
         if not hasattr(os, "splice"):
             return self.begin(Instant(self, callback, lambda: -errno.ENOSYS))
         return self.begin(Splice(self, callback, fd_in, offset_in, fd_out, length))
-
-    def shutdown(self, fd: int, how: int, callback: Result) -> Operation:
-        """See kore.driver.Driver."""
-        return self.begin(Instant(self, callback, lambda: shutdown(fd, how)))
 
     def close_fd(self, fd: int, callback: Result) -> Operation:
         """See kore.driver.Driver. Operations that wait on it get -ECANCELED."""

@@ -13,7 +13,7 @@ import errno
 import os
 from collections.abc import Callable
 from select import POLLIN, POLLOUT, poll
-from socket import SO_ACCEPTCONN, SO_ERROR, SOL_SOCKET, socket
+from socket import AF_UNIX, MSG_NOSIGNAL, SO_ACCEPTCONN, SO_ERROR, SOL_SOCKET, socket
 from typing import TYPE_CHECKING, Any
 
 from kore.readiness.watch import ALWAYS_READY
@@ -241,6 +241,63 @@ class Accept(Waiting):
                 return
         if accepted:
             self.driver.rotate(self)
+
+
+class AcceptOnce(Waiting):
+    """One connection from a listening socket that does not block."""
+
+    __slots__ = ("listener",)
+
+    def __init__(self, driver: ReadinessDriver, callback: Callable[[Any], None], listener: socket) -> None:
+        super().__init__(driver, callback, listener.fileno(), POLLIN | driver.poller.listener_flags, self.accept)
+        self.listener = listener
+
+    def begin(self) -> None:
+        """Wait for it."""
+        try:
+            listens = self.listener.getsockopt(SOL_SOCKET, SO_ACCEPTCONN)
+        except OSError as error:
+            self.conclude(-(error.errno or errno.EIO))
+            return
+        if listens:
+            super().begin()
+        else:
+            self.conclude(-errno.EINVAL)  # as accept(2) says; the poller would wait for ever
+
+    def accept(self, _events: int) -> int:
+        """The connection, unless another process has taken it or it is no more."""
+        try:
+            fd: int = self.listener._accept()[0]  # type: ignore[attr-defined]
+        except OSError as error:
+            if error.errno in ABOUT_ONE_CONNECTION:
+                raise BlockingIOError from error
+            raise
+        os.set_blocking(fd, False)
+        return fd
+
+
+class SendTo(Trying):
+    """A sendto(2). To a unix socket it does not wait: a sender is always writable, its receiver's queue may be full."""
+
+    __slots__ = ("unix",)
+
+    def __init__(
+        self, driver: ReadinessDriver, callback: Callable[[Any], None], sock: socket, data: bytes, address: Any,
+    ) -> None:
+        super().__init__(
+            driver, callback, sock.fileno(), POLLOUT, lambda _: sock.sendto(data, MSG_NOSIGNAL, address))
+        self.unix = sock.family == AF_UNIX
+
+    def begin(self) -> None:
+        """Try."""
+        if not self.unix:
+            super().begin()
+            return
+        try:
+            result = self.attempt(0)
+        except OSError as error:
+            result = -(error.errno or errno.EIO)
+        self.conclude(result)
 
 
 class Connect(Waiting):

@@ -14,14 +14,16 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from kore.driver import DataResult, Result, StreamOwner
+from kore.driver import DataResult, MessageResult, Result, StreamOwner
 from kore.errors import EngineError
-from kore.uring.buffers import GROUP, Buffers
+from kore.uring.buffers import Buffers
 from kore.uring.operations import (
     BYTES_OFFSET,
+    EVERYWHERE,
+    AcceptOnceOperation,
     AcceptOperation,
-    ReadOperation,
-    ReceiveOperation,
+    DataOperation,
+    MessageOperation,
     RepeatedPoll,
     SpliceOperation,
     TimeoutOperation,
@@ -37,12 +39,12 @@ from kore.uring.structures import (
     IORING_OP_POLL_ADD,
     IORING_OP_READ,
     IORING_OP_RECV,
+    IORING_OP_RECVMSG,
     IORING_OP_SEND,
     IORING_OP_SENDMSG,
-    IORING_OP_SHUTDOWN,
     IORING_OP_TIMEOUT,
+    IORING_OP_WRITE,
     IORING_TIMEOUT_ETIME_SUCCESS,
-    IOSQE_BUFFER_SELECT,
     IOSQE_CQE_SKIP_SUCCESS,
     IOVEC,
     IOVEC_PAIR,
@@ -65,15 +67,15 @@ def _address(data: bytes) -> int:
     return id(data) + BYTES_OFFSET
 
 
-def _msghdr(buffers: Sequence[bytes]) -> tuple[int, Any]:
-    """The address of a struct msghdr for `buffers`, and what must stay alive with it."""
+def _msghdr(buffers: Sequence[bytes], name: bytes = b"") -> tuple[int, Any]:
+    """The address of a struct msghdr for `buffers` to `name`, and what must stay alive with it."""
     if len(buffers) == 2:  # head and body of a response, the usual case
         head, body = buffers
         vector = IOVEC_PAIR.pack(id(head) + BYTES_OFFSET, len(head), id(body) + BYTES_OFFSET, len(body))
     else:
         vector = b"".join([IOVEC.pack(_address(data), len(data)) for data in buffers])
-    header = MSGHDR.pack(0, 0, _address(vector), len(buffers), 0, 0, 0)
-    return _address(header), (header, vector, buffers)
+    header = MSGHDR.pack(_address(name) if name else 0, len(name), _address(vector), len(buffers), 0, 0, 0)
+    return _address(header), (header, vector, buffers, name)
 
 
 class _Waker:
@@ -365,8 +367,8 @@ class UringDriver:
             who = self.live.get(key)
             if isinstance(who, UringOperation):
                 who.discard(res)
+        self.ring.close()  # before their memory goes: until now the kernel may write in it
         self.live.clear()
-        self.ring.close()
         for stream in streams:
             os.close(stream.fd)
             stream.fd = -1
@@ -387,6 +389,10 @@ class UringDriver:
         """See kore.driver.Driver."""
         return AcceptOperation(self, fd, callback)
 
+    def accept_once(self, sock: socket.socket, callback: Result) -> AcceptOnceOperation:
+        """See kore.driver.Driver."""
+        return AcceptOnceOperation(self, sock.fileno(), callback)
+
     def connect(self, sock: socket.socket, address: Any, callback: Result) -> UringOperation:
         """See kore.driver.Driver."""
         packed = sockaddr(sock.family, address)
@@ -394,11 +400,18 @@ class UringDriver:
         self.push(IORING_OP_CONNECT, 0, 0, sock.fileno(), len(packed), _address(packed), 0, 0, operation.key)
         return operation
 
-    def receive(self, fd: int, length: int, callback: DataResult) -> ReceiveOperation:
-        """See kore.driver.Driver. At most one buffer's worth comes at a time."""
-        operation = ReceiveOperation(self, callback)
+    def receive(self, fd: int, length: int, callback: DataResult) -> DataOperation:
+        """See kore.driver.Driver."""
+        operation = DataOperation(self, callback, length)
+        self.push(IORING_OP_RECV, 0, 0, fd, 0, operation.address, length, 0, operation.key)
+        return operation
+
+    def recvmsg(self, sock: socket.socket, length: int, callback: MessageResult) -> MessageOperation:
+        """See kore.driver.Driver."""
+        operation = MessageOperation(self, callback, sock.family, length)
         self.push(
-            IORING_OP_RECV, IOSQE_BUFFER_SELECT, 0, fd, 0, 0, min(length, self.buffers.size), 0, operation.key, GROUP)
+            IORING_OP_RECVMSG, 0, 0, sock.fileno(), 0, _address(operation.header), 1, socket.MSG_CMSG_CLOEXEC,
+            operation.key)
         return operation
 
     def send(self, fd: int, data: bytes, callback: Result) -> UringOperation:
@@ -413,6 +426,17 @@ class UringDriver:
         address, keep = _msghdr([bytes(data) for data in buffers])
         operation = UringOperation(self, callback, keep)
         self.push(IORING_OP_SENDMSG, 0, 0, fd, 0, address, 1, socket.MSG_NOSIGNAL, operation.key)
+        return operation
+
+    def sendto(self, sock: socket.socket, data: bytes, address: Any, callback: Result) -> UringOperation:
+        """See kore.driver.Driver."""
+        packed = sockaddr(sock.family, address)
+        header_address, keep = _msghdr([bytes(data)], packed)
+        operation = UringOperation(self, callback, keep)
+        flags = socket.MSG_NOSIGNAL
+        if sock.family == socket.AF_UNIX:
+            flags |= socket.MSG_DONTWAIT  # a sender is always writable: the kernel would poll that again and again
+        self.push(IORING_OP_SENDMSG, 0, 0, sock.fileno(), 0, header_address, 1, flags, operation.key)
         return operation
 
     def poll(self, fd: int, mask: int, callback: Result) -> UringOperation:
@@ -433,22 +457,22 @@ class UringDriver:
             IORING_OP_TIMEOUT, 0, 0, -1, 0, _address(timespec), 1, IORING_TIMEOUT_ETIME_SUCCESS, operation.key)
         return operation
 
-    def read(self, fd: int, length: int, offset: int, callback: DataResult) -> ReadOperation:
+    def read(self, fd: int, length: int, offset: int, callback: DataResult) -> DataOperation:
         """See kore.driver.Driver."""
-        buffer = bytearray(max(length, 1))
-        operation = ReadOperation(self, callback, buffer)
+        operation = DataOperation(self, callback, length)
         self.push(IORING_OP_READ, 0, 0, fd, offset & 0xFFFFFFFFFFFFFFFF, operation.address, length, 0, operation.key)
+        return operation
+
+    def write(self, fd: int, data: bytes, callback: Result) -> UringOperation:
+        """See kore.driver.Driver."""
+        data = bytes(data)
+        operation = UringOperation(self, callback, data)
+        self.push(IORING_OP_WRITE, 0, 0, fd, EVERYWHERE, _address(data), len(data), 0, operation.key)
         return operation
 
     def splice(self, fd_in: int, offset_in: int, fd_out: int, length: int, callback: Result) -> SpliceOperation:
         """See kore.driver.Driver."""
         return SpliceOperation(self, callback, (fd_in, offset_in, fd_out, length))
-
-    def shutdown(self, fd: int, how: int, callback: Result) -> UringOperation:
-        """See kore.driver.Driver."""
-        operation = UringOperation(self, callback)
-        self.push(IORING_OP_SHUTDOWN, 0, 0, fd, 0, 0, how, 0, operation.key)
-        return operation
 
     def close_fd(self, fd: int, callback: Result) -> UringOperation:
         """See kore.driver.Driver."""

@@ -6,16 +6,17 @@ is never used twice, so that a late completion finds nobody instead of a strange
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import select
 import struct
-from socket import AF_INET, AF_INET6, AF_UNIX, inet_pton
+import sys
+from socket import AF_INET, AF_INET6, AF_UNIX, inet_ntop, inet_pton
 from typing import TYPE_CHECKING, Any
 
-from kore.driver import DataResult, Result
+from kore.driver import CONTROL_BYTES, DataResult, Message, MessageResult, Result, passed_fds
 from kore.uring.structures import (
+    CMSGHDR,
     IORING_ASYNC_CANCEL_ALL,
     IORING_CQE_F_MORE,
     IORING_OP_ACCEPT,
@@ -23,6 +24,8 @@ from kore.uring.structures import (
     IORING_OP_POLL_ADD,
     IORING_OP_SPLICE,
     IOSQE_CQE_SKIP_SUCCESS,
+    IOVEC,
+    MSGHDR,
 )
 
 if TYPE_CHECKING:
@@ -33,6 +36,12 @@ NOBODY = 0
 
 EVERYWHERE = 0xFFFFFFFFFFFFFFFF
 """-1 as an unsigned offset: the file's position, or a pipe, which has none."""
+
+BUFFER_BYTES_MIN = 16
+"""The smallest buffer. Bytes objects of no or one byte are shared by the whole interpreter, not ours to write in."""
+
+SOCKADDR_BYTES_MAX = 128
+"""struct sockaddr_storage."""
 
 BYTES_OFFSET = bytes.__basicsize__ - 1
 """Where the bytes of a `bytes` object start behind its address: CPython's layout, tried by the driver at set-up."""
@@ -86,17 +95,24 @@ class TimeoutOperation(UringOperation):
         super().complete(0 if res == -errno.ETIME else res, flags)
 
 
-class ReadOperation(UringOperation):
-    """A read into memory of its own; the callback gets the bytes."""
+class DataOperation(UringOperation):
+    """A read or a receive into memory of its own; the callback gets the bytes.
 
-    __slots__ = ("buffer", "data_callback", "address")
+    The kernel writes into a bytes object that nobody has seen yet, as C extensions do: it is never cleared (calloc), so
+    what waits long in a large buffer holds no pages, and nothing is copied when it comes back full.
+    """
 
-    def __init__(self, driver: UringDriver, callback: DataResult, buffer: bytearray) -> None:
-        anchor = (ctypes.c_char * len(buffer)).from_buffer(buffer)
-        super().__init__(driver, self.deliver, anchor)
-        self.address = ctypes.addressof(anchor)
-        self.buffer = buffer
+    __slots__ = ("buffer", "data_callback")
+
+    def __init__(self, driver: UringDriver, callback: DataResult, length: int) -> None:
+        self.buffer = bytes(max(length, BUFFER_BYTES_MIN))
+        super().__init__(driver, self.deliver, self.buffer)
         self.data_callback: DataResult | None = callback
+
+    @property
+    def address(self) -> int:
+        """Where the kernel is to write."""
+        return id(self.buffer) + BYTES_OFFSET
 
     def abandon(self) -> None:
         self.callback = self.data_callback = None
@@ -104,41 +120,85 @@ class ReadOperation(UringOperation):
     def deliver(self, res: int) -> None:
         """What was read, or the error."""
         if self.data_callback is not None:
-            self.data_callback(bytes(memoryview(self.buffer)[:res]) if res >= 0 else res)
+            self.data_callback(self.buffer[:res] if res >= 0 else res)
 
     def forget(self) -> None:
         self.data_callback = None
         super().forget()
 
 
-class ReceiveOperation(UringOperation):
-    """One receive into a buffer the kernel chooses; the driver hands over the bytes."""
+class MessageOperation(UringOperation):
+    """A recvmsg(2) into memory of its own; the callback gets what `socket.recvmsg` would give."""
 
-    __slots__ = ("armed", "data_callback")
+    __slots__ = ("control", "data", "family", "header", "message_callback", "name")
 
-    def __init__(self, driver: UringDriver, callback: DataResult) -> None:
-        super().__init__(driver, self.deliver)
-        self.armed = True  # as a stream has it, for the driver's receive path
-        self.data_callback: DataResult | None = callback
+    def __init__(self, driver: UringDriver, callback: MessageResult, family: int, length: int) -> None:
+        self.family = family
+        self.name, self.control = bytes(SOCKADDR_BYTES_MAX), bytes(CONTROL_BYTES)
+        self.data = bytes(max(length, BUFFER_BYTES_MIN))
+        vector = IOVEC.pack(id(self.data) + BYTES_OFFSET, length)
+        self.header = MSGHDR.pack(
+            id(self.name) + BYTES_OFFSET, SOCKADDR_BYTES_MAX, id(vector) + BYTES_OFFSET, 1,
+            id(self.control) + BYTES_OFFSET, CONTROL_BYTES, 0)
+        super().__init__(driver, self.deliver, vector)
+        self.message_callback: MessageResult | None = callback
 
     def abandon(self) -> None:
-        self.callback = self.data_callback = None
+        self.callback = self.message_callback = None
 
     def deliver(self, res: int) -> None:
-        """The end of input, or an error; ENOBUFS cannot last, so the caller simply tries again."""
-        if self.data_callback is not None:
-            self.data_callback(res if res else b"")
+        """The message, or the error."""
+        callback = self.message_callback
+        if callback is None:
+            self.discard(res)
+        else:
+            callback(res if res < 0 else self.message(res))
 
-    def received(self, data: bytes) -> None:
-        """The bytes, from the driver's receive path."""
-        self.driver.live.pop(self.key, None)
-        self.callback = None
-        if self.data_callback is not None:
-            self.data_callback(data)
+    def message(self, length: int) -> Message:
+        """What the kernel wrote."""
+        _, name_length, _, _, _, control_length, flags = MSGHDR.unpack(self.header)
+        address = from_sockaddr(self.family, self.name[:name_length])
+        return self.data[:length], ancillary(self.control[:control_length]), flags, address
+
+    def discard(self, res: int) -> None:
+        if res >= 0:
+            for fd in passed_fds(self.message(res)):
+                os.close(fd)
 
     def forget(self) -> None:
-        self.data_callback = None
+        self.message_callback = None
         super().forget()
+
+
+class AcceptOnceOperation(UringOperation):
+    """One connection. What comes although nobody wants it any more is closed."""
+
+    __slots__ = ("fd", "over")
+
+    def __init__(self, driver: UringDriver, fd: int, callback: Result) -> None:
+        super().__init__(driver, callback)
+        self.fd = fd
+        self.over = False
+        self.submit()
+
+    def submit(self) -> None:
+        """Ask for it."""
+        self.driver.push(
+            IORING_OP_ACCEPT, 0, 0, self.fd, 0, 0, 0, os.O_CLOEXEC | os.O_NONBLOCK, self.key)  # SOCK_* are O_* on Linux
+
+    def complete(self, res: int, flags: int) -> None:
+        if res in (-errno.ECONNABORTED, -errno.EINTR) and not self.over:
+            self.submit()  # that client went away before it was accepted
+        else:
+            super().complete(res, flags)
+
+    def discard(self, res: int) -> None:
+        if res >= 0:
+            os.close(res)
+
+    def cancel(self) -> None:
+        self.over = True
+        super().cancel()
 
 
 class AcceptOperation(UringOperation):
@@ -292,3 +352,38 @@ def sockaddr(family: int, address: Any) -> bytes:
         # An abstract name is as long as it is; a path ends with a NUL.
         return struct.pack("=H", family) + (path if path[:1] == b"\0" else path + b"\0")
     raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+
+
+def from_sockaddr(family: int, raw: bytes) -> Any:
+    """A struct sockaddr as `socket.recvmsg` shows it; None when there is none."""
+    if not raw:
+        return None
+    if family == AF_UNIX:
+        path = raw[2:]
+        return path if path[:1] == b"\0" else os.fsdecode(path.partition(b"\0")[0])
+    if family == AF_INET:
+        return inet_ntop(AF_INET, raw[4:8]), int.from_bytes(raw[2:4], "big")
+    port, flow = struct.unpack_from("!HI", raw, 2)
+    scope = int.from_bytes(raw[24:28], sys.byteorder)
+    host = inet_ntop(AF_INET6, raw[8:24])
+    if scope:
+        import socket
+
+        try:
+            host += "%" + socket.if_indextoname(scope)
+        except OSError:
+            host += f"%{scope}"  # the interface has gone
+    return host, port, flow, scope
+
+
+def ancillary(control: bytes) -> list[tuple[int, int, bytes]]:
+    """The control messages in `control` (cmsg(3)): level, type and data of each."""
+    found = []
+    at = 0
+    while at + CMSGHDR.size <= len(control):
+        length, level, kind = CMSGHDR.unpack_from(control, at)
+        if length < CMSGHDR.size:
+            break
+        found.append((level, kind, control[at + CMSGHDR.size : at + length]))
+        at += length + 7 & ~7
+    return found

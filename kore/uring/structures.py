@@ -35,16 +35,17 @@ IO_URING_OP_SUPPORTED = 1 << 0
 IORING_OP_NOP = 0
 IORING_OP_POLL_ADD = 6
 IORING_OP_SENDMSG = 9
+IORING_OP_RECVMSG = 10
 IORING_OP_TIMEOUT = 11
 IORING_OP_ACCEPT = 13
 IORING_OP_ASYNC_CANCEL = 14
 IORING_OP_CONNECT = 16
 IORING_OP_CLOSE = 19
 IORING_OP_READ = 22
+IORING_OP_WRITE = 23
 IORING_OP_SEND = 26
 IORING_OP_RECV = 27
 IORING_OP_SPLICE = 30
-IORING_OP_SHUTDOWN = 34
 
 OPERATIONS = {name: value for name, value in list(globals().items()) if name.startswith("IORING_OP_")}
 
@@ -91,6 +92,9 @@ IOVEC = struct.Struct("<QQ")
 IOVEC_PAIR = struct.Struct("<4Q")
 MSGHDR = struct.Struct("<QI4xQQQQi4x")
 """struct msghdr: name, namelen, iov, iovlen, control, controllen, flags (64-bit layout)"""
+
+CMSGHDR = struct.Struct("<Qii")
+"""struct cmsghdr: len (with this head), level, type; the data follows, and the next head at a multiple of 8."""
 
 # struct io_uring, as liburing lays it out since 2.0: two structs of pointers into the shared rings, then the fd.
 URING_SIZE = 216
