@@ -46,6 +46,7 @@ if TYPE_CHECKING:  # the same map once more, for type checkers and editors; a te
     from kore.application.domains import PyDomain as pydomain  # noqa: N813 (the name is the reference's)
     from kore.application.domains import PyRoute as pyroute  # noqa: N813 (the name is the reference's)
     from kore.application.domains import domain, route
+    from kore.application.mounts import asgi
     from kore.application.privileges import privsep
     from kore.application.servers import server
     from kore.application.transfers import curl, httpclient
@@ -85,6 +86,7 @@ _HOMES = {
     "kore.application.databases": ("dbsetup",),
     "kore.application.declared": ("app", "config", "prerequest"),
     "kore.application.domains": ("PyDomain as pydomain", "PyRoute as pyroute", "domain", "route"),
+    "kore.application.mounts": ("asgi",),
     "kore.application.privileges": ("privsep",),
     "kore.application.servers": ("server",),
     "kore.application.transfers": ("curl", "httpclient"),
@@ -135,6 +137,7 @@ __all__ = [
     "WEBSOCKET_OP_TEXT",
     "__version__",
     "app",
+    "asgi",
     "config",
     "coroname",
     "corotrace",

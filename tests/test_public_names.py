@@ -36,7 +36,7 @@ FUNCTIONS = {
 }  # fmt: skip
 
 # What the reference does not have.
-ADDED = {"dblisten", "dbtransaction"}
+ADDED = {"asgi", "dblisten", "dbtransaction"}
 
 # Kore-api.md 5.2: the exported type objects and the names they show.
 TYPES = {

@@ -16,6 +16,7 @@ from kore.application.config import Config
 if TYPE_CHECKING:
     from kore.application.domains import PyDomain
     from kore.application.loading import Loaded
+    from kore.application.mounts import DeclaredMount
     from kore.application.privileges import Privileges
     from kore.application.route_options import DeclaredRoute
     from kore.application.servers import Listener
@@ -25,8 +26,8 @@ class Application:
     """The declarations of one application, in the order they were made."""
 
     __slots__ = (
-        "config", "domains", "frozen", "held", "listeners", "loaded", "prerequests", "privileges", "routes", "signals",
-        "title",
+        "config", "domains", "frozen", "held", "listeners", "loaded", "mounts", "prerequests", "privileges", "routes",
+        "signals", "title",
     )
 
     def __init__(self) -> None:
@@ -42,6 +43,7 @@ class Application:
         self.domains: list[PyDomain] = []
         self.routes: list[DeclaredRoute] = []
         """Routes in the order they were declared, with or without a domain of their own."""
+        self.mounts: list[DeclaredMount] = []
         self.prerequests: list[Callable[..., Any]] = []
         self.privileges: dict[str, Privileges] = {}
         self.signals: list[int] = []

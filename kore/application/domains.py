@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import FileIO
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kore.application import arguments, privileges, route_options
 from kore.application.declared import application
@@ -22,6 +22,9 @@ from kore.errors import ConfigurationError
 from kore.http.accesslog import FORMATS
 from kore.http.redirects import Redirect
 from kore.reactor.names import made, public
+
+if TYPE_CHECKING:
+    from kore.application.mounts import DeclaredMount
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
@@ -243,8 +246,8 @@ def same_name(one: str, other: str) -> bool:
     return _plain(one) == _plain(other)
 
 
-def domains_of(declared: DeclaredRoute) -> list[PyDomain]:
-    """The domains a route belongs to. Raises ConfigurationError when that is not clear."""
+def domains_of(declared: DeclaredRoute | DeclaredMount) -> list[PyDomain]:
+    """The domains a route or a mount belongs to. Raises ConfigurationError when that is not clear."""
     wanted = declared.domain
     if isinstance(wanted, PyDomain):
         return [wanted]
@@ -252,14 +255,20 @@ def domains_of(declared: DeclaredRoute) -> list[PyDomain]:
     if wanted is not None:
         found = [known for known in application.domains if same_name(known.name, wanted)]
         if not found:
-            message = f"route {declared.path!r}: there is no domain {wanted!r}; declared are: {names}"
+            message = f"{_called(declared)}: there is no domain {wanted!r}; declared are: {names}"
             raise ConfigurationError(message)
         return found
     if len(application.domains) != 1:
         advice = "call kore.domain()" if not application.domains else f"say which by domain=...; declared are: {names}"
         message = f"belongs to the only domain, but there are {len(application.domains)}; {advice}"
-        raise ConfigurationError(f"route {declared.path!r}: {message}")
+        raise ConfigurationError(f"{_called(declared)}: {message}")
     return application.domains
+
+
+def _called(declared: DeclaredRoute | DeclaredMount) -> str:
+    if isinstance(declared, DeclaredRoute):
+        return f"route {declared.path!r}"
+    return f"asgi {declared.name}"
 
 
 def _attached(name: str, attach: Any) -> Listener:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from io import FileIO
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kore.application import config as options
 from kore.application import privileges
@@ -32,6 +32,10 @@ from kore.http.prerequests import guarded
 from kore.http.redirects import Redirect
 from kore.http.routes import FILE_METHODS, Domain, Route, Router, method_mask
 from kore.reactor import tasks
+
+if TYPE_CHECKING:
+    from kore.application.mounts import DeclaredMount
+    from kore.http.asgi.mount import Mount
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,8 @@ class Plan:
     routers: Mapping[str, Router]
     """By the name of the listener."""
     domains: tuple[PlannedDomain, ...]
+    mounts: tuple[Mount, ...]
+    """ASGI applications, each where it is mounted."""
     prerequests: tuple[Callable[..., Any], ...]
     hooks: Hooks
     privileges: Mapping[str, Privileges]
@@ -94,13 +100,15 @@ def freeze(*, application: Application = the_application, euid: int | None = Non
             message = f"server {listener.name!r}: TLS is not available in this version; use tls=False"
             raise ConfigurationError(message)
         set_backlog(listener, settings.socket_backlog)
-    routers = _routers(application)
+    mounts: list[Mount] = []
+    routers = _routers(application, mounts)
     resolved = privileges.resolve(application.privileges, settings)
     plan = Plan(
         settings=settings,
         listeners=tuple(application.listeners.values()),
         routers=MappingProxyType(routers),
         domains=tuple(_planned(domain) for domain in application.domains),
+        mounts=tuple(mounts),
         prerequests=tuple(application.prerequests),
         hooks=Hooks() if application.loaded is None else hooks_of(application.loaded.module),
         privileges=MappingProxyType(resolved),
@@ -115,13 +123,23 @@ def freeze(*, application: Application = the_application, euid: int | None = Non
     return plan
 
 
-def _routers(application: Application) -> dict[str, Router]:
-    """A router for every listener, its domains and their routes in the order of their declaration."""
+def _routers(application: Application, mounts: list[Mount]) -> dict[str, Router]:
+    """A router for every listener, its domains and their routes in the order of their declaration.
+
+    What is mounted is added to `mounts`.
+    """
     installed: dict[PyDomain, list[Route]] = {domain: [] for domain in application.domains}
     index = 0
     for declared in application.routes:
         for domain in domains_of(declared):
             installed[domain].append(_route(declared, domain, index, application.prerequests))
+            index += 1
+    mounted: dict[PyDomain, list[Route]] = {domain: [] for domain in application.domains}
+    for mount in application.mounts:
+        for domain in domains_of(mount):
+            if any(other.path == mount.path for other in mounted[domain]):
+                raise ConfigurationError(f"asgi {mount.name}: {mount.path or '/'!r} of {domain.name!r} is taken")
+            mounted[domain].append(_mount(mount, domain, index, application.prerequests, mounts))
             index += 1
     served: dict[PyDomain, Domain] = {}
     shared = None
@@ -144,6 +162,7 @@ def _routers(application: Application) -> dict[str, Router]:
             redirects=domain.redirect_list,
             files=files,
             file_routes=file_routes,
+            mounts=mounted[domain],
             log=None if log is None else LogTarget(log, domain.accesslog_format),
         )
     return {
@@ -184,6 +203,30 @@ def _file_route(url: str, auth: Auth | None, handler: Callable[..., Any], domain
         index=index,
         name=f"{domain.name} {url} (files)",
         gate=gate_of(auth, None),
+    )
+
+
+def _mount(
+    declared: DeclaredMount,
+    domain: PyDomain,
+    index: int,
+    prerequests: Sequence[Callable[..., Any]],
+    mounts: list[Mount],
+) -> Route:
+    from kore.http.asgi.mount import Mount
+
+    mount = Mount(declared.app, declared.name, declared.path)
+    mounts.append(mount)
+    return Route(
+        declared.path,
+        guarded(mount.handle, prerequests),
+        auth=declared.auth,
+        hooks=declared.hooks,
+        domain=domain.name,
+        index=index,
+        name=f"{domain.name} {declared.path}/ (asgi {declared.name})",
+        gate=gate_of(declared.auth, None if declared.hooks is None else declared.hooks.on_headers),
+        receiver=mount.receiver,
     )
 
 

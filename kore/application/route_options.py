@@ -106,7 +106,7 @@ def declare(path: Any, handler: Any, domain: PyDomain | str | None, keywords: Ma
         _methods(where, keywords.get("methods")),
         MappingProxyType(parameters),
         auth_of(where, keywords.get("auth")),
-        _hooks(where, keywords.get("hooks")),
+        hooks_of(where, keywords.get("hooks")),
         domain,
     )
 
@@ -166,7 +166,8 @@ def auth_of(where: str, given: Any) -> Auth | None:
     return Auth(kind, name, verify, redirect)
 
 
-def _hooks(where: str, given: Any) -> RouteHooks | None:
+def hooks_of(where: str, given: Any) -> RouteHooks | None:
+    """The hooks of a route, None when `given` is None. Raises TypeError, ConfigurationError."""
     if given is None:
         return None
     where = f"{where}: hooks"

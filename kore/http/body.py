@@ -50,6 +50,8 @@ class Receiver(Protocol):
 
     count: int
     """Bytes so far."""
+    streams: bool
+    """The handler runs while the body comes, and says when it wants more of it (`Input.pull`)."""
 
     def write(self, piece: bytes) -> object:
         """Take a piece: True, go on; anything else, don't; or a coroutine that returns either. May raise OSError."""
@@ -222,6 +224,7 @@ class Stored:
     """Takes a body into memory, and above the bound of `store` into a file of it."""
 
     __slots__ = ("_data", "_file", "_store", "count")
+    streams = False
 
     def __init__(self, store: BodyStore | None) -> None:
         self._store = store
@@ -262,6 +265,7 @@ class Passed:
     """Gives a body to ``on_body_chunk(req, piece)``, which returns exactly True as long as it wants more."""
 
     __slots__ = ("_function", "_hash", "_request", "count")
+    streams = False
 
     def __init__(self, request: Request, function: Callable[..., Any]) -> None:
         self._request = request
@@ -287,6 +291,7 @@ class Dropped:
     """Takes what is left of a body that nobody wants, so that the next request can be read."""
 
     __slots__ = ("count",)
+    streams = False
 
     def __init__(self) -> None:
         self.count = 0

@@ -41,7 +41,7 @@ LOG_NOTICE = 5
 class HttpConnection(Input):
     """The owner of one stream. Made by `Service.accepted`; ends with `lost`."""
 
-    __slots__ = ("began", "bucket", "client", "peer_object", "trailing")
+    __slots__ = ("began", "bucket", "client", "endpoints", "peer_object", "trailing")
 
     def __init__(self, service: Service, fd: int) -> None:
         self.service = service
@@ -58,6 +58,8 @@ class HttpConnection(Input):
         self.heading = False
         self.body = None
         self.body_mark = 0
+        self.early = False
+        self.pulling = False
         self.task = None
         self.pump = None
         self.close_after = False
@@ -69,6 +71,7 @@ class HttpConnection(Input):
         self.peer_object: Peer | None = None
         self.began = 0.0  # when the request at hand came, where somebody wants to know
         self.client: str | None = None  # the client's address, once a log has asked for it
+        self.endpoints: tuple[Any, Any] | None = None  # the server's and the client's, once a mount has asked for them
         self.bucket = NEVER
         self.stream = self.server.driver.stream(fd, self)
         self.write = self.stream.write
@@ -111,7 +114,10 @@ class HttpConnection(Input):
         self.ready = False
         self.request = request
         self.task = task
-        self.expires = NEVER
+        if not self.pulling:
+            self.expires = NEVER
+        if request._exchange is not None:
+            request._exchange.suspended(task)
         if request._response_headers is None:
             request._response_headers = []  # off the short way: its answer is to release the connection
         if request._state == ANSWERED:
@@ -257,6 +263,8 @@ class HttpConnection(Input):
         elif self.request is None or self.receiving:
             # Its time did not run while it was not heard.
             if self.task is not None:
+                if self.pulling:
+                    self._continue()
                 return
             if self.receiving:
                 self._deadline(self.server.body_ticks)
@@ -273,15 +281,24 @@ class HttpConnection(Input):
         self.ready = False
         request, self.request, self.receiving = self.request, None, False
         body, self.body = self.body, None
+        pump, self.pump = self.pump, None
+        if self.task is not None:
+            self.task = None  # the body streams to it, and it hears of this
+            self.trailing += 1
+        if request is not None:
+            answered = request._state in (ANSWERED, STREAMING)
+            request._state = ENDED
+            if pump is not None:
+                pump.close()
+                self.log_access(request, pump.status, pump.body_bytes)
+            self.over(request)
+        else:
+            answered = False
         if body is not None:
             body.discard()
-        if request is not None:
-            answered = request._state == ANSWERED
-            request._state = ENDED
-            self.over(request)
-            if answered:
-                self.finish()
-                return
+        if answered:
+            self.finish()
+            return
         fields: tuple[tuple[str, str], ...] = ()
         page = b""
         if self.server.settings.http_pretty_error and not (head is not None and head.method_name == "HEAD"):
@@ -427,7 +444,11 @@ class HttpConnection(Input):
                 self.log_access(request, pump.status, pump.body_bytes)
         if request is not None and (task is None or request._state != ANSWERED):
             self.over(request)
-            if task is not None:
+            exchange = request._exchange
+            if exchange is not None and exchange.running:
+                self.trailing += task is not None
+                exchange.left()
+            elif task is not None:
                 task.kill()
             if request._state == OPEN:
                 request._state = ENDED

@@ -3,7 +3,8 @@
 The straight line is `received` -> `handle`, taken when the connection waits for a request (`ready`) and whole requests
 without a body arrive; a head that repeats the one before it byte for byte is not parsed again. Everything else (bodies,
 heads in pieces, refusals) goes through the sans-io `RequestParser`, which obeys the same grammar. A request with a body
-may have to pass a gate first; then its body goes to a `Receiver`, and the handler is called at its end.
+may have to pass a gate first; then its body goes to a `Receiver`, and the handler is called at its end. One whose body
+streams is called as soon as what has come of it has been taken, and pulls the rest: what it does not want is not read.
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ class Input:
     """What `HttpConnection` is for those bytes that come in; made and ended as that."""
 
     __slots__ = (
-        "block", "body", "body_mark", "burst", "close_after", "expires", "gone", "half_closed", "heading", "lingering",
-        "parse_due", "parser", "prepared", "pump", "ready", "receiving", "recognise", "request", "server", "service",
+        "block", "body", "body_mark", "burst", "close_after", "early", "expires", "gone", "half_closed", "heading",
+        "lingering", "parse_due", "parser", "prepared", "pulling", "pump", "ready",
+        "receiving", "recognise", "request", "server", "service",
         "stream", "stuck_at", "task", "write",
     )  # fmt: skip
 
@@ -64,6 +66,8 @@ class Input:
     heading: bool  # part of a head is there
     body: Receiver | None  # takes what has come of it
     body_mark: int  # bytes of it when its deadline was set
+    early: bool  # it streams, and its handler has not been called yet
+    pulling: bool  # it streams, and its handler waits for more
     task: Any  # the coroutine of the application that the request waits for, when that is suspended
     pump: Sender | None  # what produces a streamed body
     close_after: bool
@@ -170,7 +174,7 @@ class Input:
         """Whether another event may be taken: no request is being handled, and the client takes its output."""
         if self.gone or self.lingering or self.stuck_at is not None:
             return False
-        return self.request is None or (self.receiving and self.task is None)
+        return self.request is None or (self.receiving and (self.task is None or self.pulling))
 
     def _parse(self) -> None:
         """Take events from the parser until it needs more, a handler has the request, or the turn is over."""
@@ -261,13 +265,34 @@ class Input:
             self.body = Dropped()
         elif prepared.on_body_chunk is not None:
             self.body = Passed(request, prepared.on_body_chunk)
+        elif prepared.receiver is not None:
+            self.body = prepared.receiver(request)
+            self.early = True
         else:
             self.body = Stored(self.server.store)
         self.body_mark = 0
         self._deadline(self.server.body_ticks)
         parser = self.parser
-        if prepared.head.expect_continue and parser is not None and not parser.buffered:
+        if prepared.head.expect_continue and parser is not None and not parser.buffered and not self.early:
             self.write(CONTINUE)
+
+    def pull(self) -> None:
+        """The handler that the body streams to waits for more of it."""
+        request, body = self.request, self.body
+        if self.pulling or request is None or body is None:
+            return
+        if not body.count and request._prepared.head.expect_continue and request._state == OPEN:
+            self.write(CONTINUE)
+        self.pulling = True
+        self.body_mark = body.count
+        self._deadline(self.server.body_ticks)
+        if not self.burst and not self.parse_due:
+            self._parse()
+
+    def pulled(self) -> None:
+        """It has got some: no more is read, and no time runs, until it wants the next."""
+        self.pulling = False
+        self.expires = NEVER
 
     def _piece(self, piece: bytes) -> None:
         """Some of the body came."""
@@ -286,7 +311,7 @@ class Input:
         else:
             if type(wanted) is CoroutineType:
                 Waiting(self, request, self._chunk_taken).begin(wanted)
-            elif (wanted is not True or request._state != OPEN) and type(body) is not Dropped:
+            elif (wanted is not True or request._state != OPEN) and type(body) is not Dropped and not body.streams:
                 self._chunk_refused(request, wanted)
 
     def _chunk_taken(self, request: Request, wanted: object) -> None:
@@ -346,7 +371,13 @@ class Input:
         assert request is not None
         self.receiving = False
         self.body = None
-        if body is not None:
+        if body is not None and body.streams:
+            body.end()
+            self.pulled()
+            if not self.early:
+                return  # its handler runs
+            self.early = False
+        elif body is not None:
             if request._state != OPEN:
                 self._settle(request)
                 return
@@ -377,6 +408,10 @@ class Input:
         if not self.stream.reading:
             self.stream.resume()
         if self.request is not None:
+            if self.early:
+                self.early = False
+                self.expires = NEVER
+                self.handle(self.request)
             return  # a body, with its own deadline since its head
         if parser.idle:
             self.heading = False
@@ -395,7 +430,7 @@ class Input:
         self.half_closed = True
         if self.lingering or (self.parser is None and self.request is None):
             self.stream.close()
-        elif self.request is not None and (self.task is not None or not self.receiving):
+        elif self.request is not None and not (self.receiving and (self.task is None or self.pulling)):
             if self.request._state == ANSWERED and (self.parser is None or self.parser.idle):
                 self.stream.close()  # its handler goes on, for nobody
             else:

@@ -15,6 +15,7 @@ from kore.http.response import check_header
 from kore.http.upload import UploadedFile, body_length, body_piece, check_length
 
 if TYPE_CHECKING:
+    from kore.http.asgi.exchange import Exchange
     from kore.http.connection import HttpConnection
     from kore.http.multipart import Part
     from kore.http.peer import Peer
@@ -47,6 +48,7 @@ class Request:
     _cookies: dict[str, str] | None = None
     _parts: list[Part] | None = None  # of a multipart body, once it was looked at
     _verdicts: dict[tuple[int, str], bool] | None = None  # of rules that were awaited, by rule and value
+    _exchange: Exchange | None = None  # what carries it to an application that is mounted
 
     def __init__(self, connection: HttpConnection, prepared: Prepared, block: bytes) -> None:
         self._connection = connection

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable
+from typing import Any
 
 from kore.http.settings import HttpSettings
 from kore.http.status import reason
@@ -79,6 +80,7 @@ class Heads:
         # By status and length, the common ones: HTTP/1.1, kept alive, no fields of the application.
         self.plain: dict[tuple[int, int], bytes] = {}
         self.large: dict[tuple[int, int], bytes] = {}  # those of bodies that are not joined to them
+        self.others: dict[Any, bytes] = {}  # by what an application of ASGI says, and the length
         self.keeping = True
         self.date = ""
         self._second = -1
@@ -92,12 +94,19 @@ class Heads:
             self.date = imf_fixdate(second)
             self.plain.clear()
             self.large.clear()
+            self.others.clear()
+
+    def keep(self, key: Any, head: bytes) -> None:
+        """Keep a head among `others` for the rest of the second."""
+        if self.keeping and len(self.others) < HEADS_MAX:
+            self.others[key] = head
 
     def stop_keeping(self) -> None:
         """From now on every head is made anew: connections are being closed, which none of the kept ones says."""
         self.keeping = False
         self.plain.clear()
         self.large.clear()
+        self.others.clear()
 
     def build(
         self, status: int, minor: int, keep_alive: bool, fields: Iterable[tuple[str, str]], length: int | str | None

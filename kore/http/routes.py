@@ -3,7 +3,8 @@
 A server has domains, chosen by the request's host; a domain has routes, tried in the order they were installed. The
 first whose path and method both fit wins. Where paths fit and no method does, the answer is 405 and says what is
 allowed (RFC 9110 15.5.6). Paths are compared as they were sent: a static one exactly, a pattern by searching. Redirects
-come before the routes, and maps of files after them, for the methods they have.
+come before the routes, and maps of files after them, for the methods they have. What no other wants goes to the
+application mounted there, the longest prefix first; it decodes paths, so for it they are compared decoded.
 
 Static paths are found in a table, patterns are tried one after the other, and the install order decides between them.
 """
@@ -16,12 +17,16 @@ from dataclasses import dataclass
 from fnmatch import translate
 from functools import lru_cache
 from ipaddress import AddressValueError, IPv6Address
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
+from urllib.parse import unquote
 
 from kore.errors import ConfigurationError
 from kore.http.ere import compile_pattern
 from kore.http.head import HOST_BYTES_MAX, METHODS, Head
 from kore.http.redirects import Redirect, redirected
+
+if TYPE_CHECKING:
+    from kore.http.body import Receiver
 
 __all__ = [
     "ALL_METHODS", "CAPTURES_MAX", "FILE_METHODS", "Domain", "Files", "Resolution", "Route", "Router",
@@ -73,6 +78,8 @@ class Route:
     """What logs and reports call it."""
     gate: Callable[..., Any] | None = None
     """Asked before a body is read, with the request and the captures: whether the request may go on (see gate.py)."""
+    receiver: Callable[[Any], Receiver] | None = None
+    """Makes what takes the body of a request as it comes; the handler is then called before all of it is there."""
 
 
 class Files(Protocol):
@@ -86,12 +93,13 @@ class Domain:
     """One name, or shell pattern of names, and its routes in install order.
 
     `redirects` are looked at before the routes. `files` are looked at after them; `file_routes` has the route that
-    serves each of its maps, by URL. `log` is where its access log goes, as the server knows it.
+    serves each of its maps, by URL. `mounts` come last: routes whose paths are prefixes, "" for everything. `log` is
+    where its access log goes, as the server knows it.
 
     Raises ConfigurationError for two routes of the same text with a method in common, and for a malformed pattern.
     """
 
-    __slots__ = ("pattern", "name", "routes", "redirects", "files", "file_routes", "log", "allow", "_static",
+    __slots__ = ("pattern", "name", "routes", "redirects", "files", "file_routes", "mounts", "log", "allow", "_static",
                  "_patterns")  # fmt: skip
 
     def __init__(
@@ -102,12 +110,14 @@ class Domain:
         redirects: Sequence[Redirect] = (),
         files: Files | None = None,
         file_routes: Mapping[str, Route] | None = None,
+        mounts: Iterable[Route] = (),
         log: Any = None,
     ) -> None:
         self.pattern = pattern
         self.redirects = tuple(redirects)
         self.files = files
         self.file_routes = file_routes or {}
+        self.mounts = tuple(sorted(mounts, key=lambda mount: -len(mount.path)))
         self.log = log
         self.name = _normal(pattern)
         if not self.name or len(pattern.encode("utf-8", "surrogateescape")) > HOST_BYTES_MAX:
@@ -116,7 +126,7 @@ class Domain:
         self._static: dict[str, list[tuple[int, Route]]] = {}
         self._patterns: list[tuple[int, Route, re.Pattern[str]]] = []
         taken: dict[str, int] = {}
-        mask = FILE_METHODS if self.file_routes else 0
+        mask = ALL_METHODS if self.mounts else FILE_METHODS if self.file_routes else 0
         for order, route in enumerate(self.routes):
             twice = taken.get(route.path, 0) & route.methods
             if twice:
@@ -164,9 +174,21 @@ class Domain:
                 return Resolution(self.file_routes[serves.url], (), 200, "", self)
             known = True
             allowed |= FILE_METHODS
+        if self.mounts:
+            mount = self._mount(path)
+            if mount is not None:
+                return Resolution(mount, (), 200, "", self)
         if known:
             return Resolution(None, (), 405, method_names(allowed), self)
         return Resolution(None, (), 404, "", self)
+
+    def _mount(self, path: str) -> Route | None:
+        """The mount that `path` lies at or below. Decoded: /%61dmin is /admin to an application, and so to us."""
+        decoded = unquote(path, errors="surrogateescape")
+        for mount in self.mounts:
+            if decoded.startswith(mount.path) and decoded[len(mount.path) :][:1] in ("", "/"):
+                return mount
+        return None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -53,7 +53,7 @@ class Prepared:
 
     __slots__ = (
         "captures", "drains", "gate", "handler", "head", "heads", "is_head", "keep_alive", "log", "on_body_chunk",
-        "on_free", "route", "watched",
+        "on_free", "receiver", "route", "scope", "watched",
     )  # fmt: skip
 
     def __init__(self, head: Head, route: Route | None, handler: Callable[..., Any], captures: tuple[Any, ...]) -> None:
@@ -69,6 +69,8 @@ class Prepared:
         self.on_body_chunk: Callable[..., Any] | None = None if hooks is None else hooks.on_body_chunk
         self.on_free: Callable[..., Any] | None = None if hooks is None else hooks.on_free
         self.watched = self.on_free is not None  # the connection must hear when a request comes
+        self.receiver = None if route is None else route.receiver
+        self.scope: Any = None  # what an application that is mounted has prepared for such requests
         # With a body only: what is asked before it, and whether it is read though nobody wants it.
         self.gate: Gate | None = None
         self.drains = False
@@ -105,6 +107,7 @@ class Service:
         if head.body_length:
             prepared.gate = gate
             prepared.drains = 0 < head.body_length <= DRAIN_BYTES_MAX and not head.expect_continue
+            prepared.drains = prepared.drains and prepared.receiver is None
             if route is None:
                 prepared.drains = prepared.drains and found.by_rule
         else:

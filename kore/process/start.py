@@ -147,7 +147,8 @@ class _Start:
             lines.append(f"server {listener.name}: http on {listener.url}")
             for domain in self.plan.routers[listener.name].domains:
                 lines.append(f"  domain {domain.pattern}")
-                lines.extend(f"    {route.name}" for route in (*domain.routes, *domain.file_routes.values()))
+                routes = (*domain.routes, *domain.file_routes.values(), *domain.mounts)
+                lines.extend(f"    {route.name}" for route in routes)
         if self.plan.tasks:
             lines.append(f"tasks: {self.plan.tasks} in each worker")
         lines.extend(f"notice: {notice}" for notice in self.plan.notices)
@@ -239,7 +240,7 @@ class _Start:
             route.index: route.name
             for router in self.plan.routers.values()
             for domain in router.domains
-            for route in (*domain.routes, *domain.file_routes.values())
+            for route in (*domain.routes, *domain.file_routes.values(), *domain.mounts)
         }
         return Orders(
             workers=self.workers,

@@ -14,13 +14,13 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kore import reactor
 from kore.application.declared import application
 from kore.application.plan import Plan
 from kore.application.settings import Settings
-from kore.errors import EngineError
+from kore.errors import EngineError, StartError
 from kore.http.server import HttpServer
 from kore.http.settings import HttpSettings
 from kore.process import affinity, prctl, reopening, role, title
@@ -30,6 +30,9 @@ from kore.process.log import LOG_ERR, LOG_NOTICE
 from kore.process.parent import WorkerPlace
 from kore.process.post import Post
 from kore.reactor import tasks
+
+if TYPE_CHECKING:
+    from kore.http.asgi.lifespan import Lifespans
 
 GC_THRESHOLDS = (20_000, 20, 50)
 """Allocations between collections: what a request makes dies by its reference count, so collecting finds little."""
@@ -117,6 +120,7 @@ class Worker:
             module = application.loaded.module
             self.server.resolve_name = lambda name: attrgetter(name)(module)
         self.post = Post(place.messages)
+        self.lifespans: Lifespans | None = None
 
     def start(self) -> None:
         """Hear the parent and the signals, let the application start, then accept."""
@@ -136,6 +140,27 @@ class Worker:
             self._finish()
             return
         self.loop.adopt_pending()
+        if not self.orders.plan.mounts:
+            self._serve()
+            return
+        from kore.http.asgi.lifespan import Lifespans
+
+        self.lifespans = Lifespans(self.orders.plan.mounts, self.loop, role.role.log)
+        self.loop.start(self._start_mounted())
+
+    async def _start_mounted(self) -> None:
+        """Let the applications start that are mounted; serve if they all do."""
+        assert self.lifespans is not None
+        try:
+            await self.lifespans.startup()
+        except StartError as error:
+            role.role.log(LOG_ERR, str(error))
+            self.exit_code = 1
+            self._finish()
+        else:
+            self._serve()
+
+    def _serve(self) -> None:
         if not self._stopping:
             self._accept()
             self.place.channel.send_last(Kind.READY)
@@ -231,9 +256,22 @@ class Worker:
         self._signal_hook(number)
         self.server.stop_accepting()
         self.loop.call_later(self.orders.drain_seconds, self._abort)
-        self.server.drain(self._finish)
+        self.server.drain(self._drained)
 
     # The end.
+
+    def _drained(self) -> None:
+        """Nothing runs any more: what was started last ends first."""
+        if self.lifespans is None:
+            self._finish()
+        else:
+            self.loop.start(self._stop_mounted(self.lifespans))
+
+    async def _stop_mounted(self, lifespans: Lifespans) -> None:
+        try:
+            await lifespans.shutdown()
+        finally:
+            self._finish()
 
     def _abort(self) -> None:
         """End without waiting for what still runs."""
@@ -255,6 +293,9 @@ class Worker:
         """After the loop: close what coroutines are left, so that their finally blocks run, and release the engine."""
         mine = role.role
         try:
+            cancelled = [] if self.lifespans is None else self.lifespans.cancel()
+            if cancelled:
+                self.loop.run_until_complete(asyncio.wait(cancelled, timeout=CANCEL_SECONDS_MAX))
             for task in list(tasks.live.values()):
                 _guarded(task.kill)
             left = [task for task in asyncio.all_tasks(self.loop) if not task.done()]

@@ -22,6 +22,7 @@ from kore.http.peer import Peer
 from kore.http.websocket.broadcast import members
 from kore.http.websocket.deflate import Inflater
 from kore.http.websocket.frames import (
+    ABNORMAL,
     BINARY,
     CLOSE,
     GOING_AWAY,
@@ -29,6 +30,7 @@ from kore.http.websocket.frames import (
     INTERNAL_ERROR,
     INVALID_DATA,
     MASK_TIMES,
+    NO_CODE,
     NORMAL,
     PING,
     PONG,
@@ -77,9 +79,9 @@ class WebSocketConnection(Sending):
     """The owner of one stream. Made by the handshake; ends with `lost`."""
 
     __slots__ = (
-        "bucket", "expires", "finished", "gone", "grace_at", "half_closed", "heard", "http", "label", "onconnect",
-        "ondisconnect", "onmsg", "over", "parse_due", "parser", "peer", "pinged_at", "prepared", "queue",
-        "queued_bytes", "quick_max", "ready", "server", "stuck_at", "task", "timeout_ticks", "told",
+        "bucket", "ending", "expires", "finished", "gone", "grace_at", "half_closed", "heard", "http", "label",
+        "onconnect", "ondisconnect", "onmsg", "over", "parse_due", "parser", "peer", "pinged_at", "prepared", "queue",
+        "queued_bytes", "quick_max", "ready", "server", "stuck_at", "taken", "task", "timeout_ticks", "told",
     )  # fmt: skip
 
     def __init__(
@@ -101,6 +103,8 @@ class WebSocketConnection(Sending):
         self.state = OPEN
         self.over = False  # no more messages are taken for the application
         self.told = False  # ondisconnect was called
+        self.ending = (ABNORMAL, "")  # how it ends: the code and the reason of the first Close, whoever sent it
+        self.taken: Callable[[], object] = nothing  # called when the client has taken its output
         self.gone = False  # the stream is
         self.finished = False
         self.half_closed = False  # the client sent its FIN
@@ -233,6 +237,8 @@ class WebSocketConnection(Sending):
         elif op == CLOSE:
             assert isinstance(payload, bytes)
             if self.state == OPEN:
+                code = int.from_bytes(payload[:2], "big") if payload else NO_CODE
+                self.ending = (code, payload[2:].decode())
                 # RFC 6455 5.5.1: answered with the code that came.
                 self.transmit(HEADS[CLOSE][len(payload[:2])] + payload[:2])
             self._linger()
@@ -335,6 +341,7 @@ class WebSocketConnection(Sending):
             return
         if self.stream.out is None:
             self.congested = False
+        self.taken()
         self.heard = self.server.now  # its time did not run while it was not read
         if self.state == LINGERING:
             self._deadline(LINGER_S)
@@ -354,6 +361,7 @@ class WebSocketConnection(Sending):
     def close(self, code: int, reason: str = "") -> None:
         """Begin the closing handshake (RFC 6455 7.1.2): Close, and the client's answer is waited for."""
         if self.state == OPEN and not self.gone:
+            self.ending = (code, reason)
             self.transmit(close_frame(code, reason))
             if self.state == OPEN:  # unless even that was too much
                 self._closing()
@@ -367,6 +375,8 @@ class WebSocketConnection(Sending):
 
     def _fail(self, code: int, reason: str) -> None:
         """The client broke the protocol: say so, and hear no more of it (RFC 6455 7.1.7)."""
+        if self.state == OPEN:
+            self.ending = (code, reason)
         self.transmit(close_frame(code, reason))
         self._linger()
         self._end()
