@@ -6,14 +6,18 @@ two seconds; tests that restart or configure a server copy the directory that th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 import pytest
 from reactor_harness import open_loop
@@ -131,7 +135,7 @@ class PostgresServer:
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
-        return done.stdout.rstrip("\n")
+        return done.stdout.removesuffix("\n")
 
     @property
     def local(self) -> str:
@@ -143,20 +147,79 @@ class PostgresServer:
         """A connection string over TCP."""
         return f"host=127.0.0.1 port={self.port} user={USER} dbname={DATABASE} sslmode=disable"
 
-    def active(self) -> str:
-        """The queries that run now, but this one, on connections of kore's."""
+    def active(self) -> list[str]:
+        """The queries that run now on connections of kore's, and the transactions that are open."""
         return self.psql(
-            "SELECT pid, state, query FROM pg_stat_activity "
-            "WHERE application_name = 'kore' AND state <> 'idle' AND pid <> pg_backend_pid()"
-        )
+            "SELECT pid, state, query FROM pg_stat_activity WHERE application_name = 'kore' AND state <> 'idle'"
+        ).splitlines()
 
     def connections(self) -> int:
         """How many connections of kore's there are."""
         return int(self.psql("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'kore'"))
 
+    def wait_connections(self, count: int) -> None:
+        """Until there are so many connections of kore's."""
+        wait_until(lambda: self.connections() == count, f"there are {count} connections")
+
+    def wait_active(self, count: int) -> None:
+        """Until so many queries of kore's run."""
+        wait_until(lambda: len(self.active()) == count, f"{count} queries run")
+
     def wait_quiet(self) -> None:
         """Until no query of kore's runs and no transaction is open."""
         wait_until(lambda: not self.active(), "no query is left running")
+
+
+class Relay:
+    """A listener that passes all on to a server, in small pieces if told so, until it `stalls`."""
+
+    def __init__(self, port: int, *, piece: int = 65536) -> None:
+        self._target = port
+        self._piece = piece
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self.stalls = threading.Event()
+        """Once set nothing is passed on any more, in either direction, and nobody is told."""
+        self._sockets: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return  # closed
+            server = socket.create_connection(("127.0.0.1", self._target))
+            server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._sockets += [client, server]
+            for source, sink, piece in ((client, server, 65536), (server, client, self._piece)):
+                thread = threading.Thread(target=self._pass, args=(source, sink, piece), daemon=True)
+                self._threads.append(thread)
+                thread.start()
+
+    def _pass(self, source: socket.socket, sink: socket.socket, piece: int) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(piece):
+                if not self.stalls.is_set():
+                    sink.sendall(data)
+            if not self.stalls.is_set():
+                sink.shutdown(socket.SHUT_WR)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for sock in self._sockets:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(20)
+        for sock in self._sockets:
+            sock.close()
 
 
 @pytest.fixture(scope="session")

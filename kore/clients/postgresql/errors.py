@@ -28,8 +28,8 @@ def from_server(fields: Mapping[str, str]) -> DatabaseError:
 def from_exception(error: BaseException) -> DatabaseError:
     """The exception for one of asyncpg's, or of the operating system's."""
     sqlstate = getattr(error, "sqlstate", None)
-    if sqlstate:
-        # asyncpg keeps the server's fields under these names.
+    if getattr(error, "message", None):
+        # It is the server's, and asyncpg keeps its fields under these names.
         names = {"S": "severity", "M": "message", "C": "sqlstate", "P": "position", "D": "detail", "H": "hint"}
         return from_server({letter: str(getattr(error, name, None) or "") for letter, name in names.items()})
-    return DatabaseError(str(error) or type(error).__name__)
+    return DatabaseError(str(error) or type(error).__name__, sqlstate)

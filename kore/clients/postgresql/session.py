@@ -273,7 +273,8 @@ class Session(asyncio.Protocol):
         elif kind == wire.PARAMETER_STATUS:
             name, value = data[position : end - 1].split(b"\0", 1)
             if name == b"client_encoding" and value != b"UTF8":
-                self.fail(DatabaseError(f"client_encoding is {value.decode()}, must be UTF8: connection given up"))
+                # Told after the rows, which may have been no UTF-8 either: this is why.
+                self._error = DatabaseError(f"client_encoding is {value.decode()}, must be UTF8: connection given up")
                 self.abort()
 
     def _keep(self, data: bytes, position: int) -> None:
