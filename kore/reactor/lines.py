@@ -72,13 +72,14 @@ class Line:
     one is of no use to anybody else.
     """
 
-    __slots__ = ("_expired", "_given_up", "_operation", "_result", "_waiter", "descriptor", "keeps")
+    __slots__ = ("_expired", "_given_up", "_loop", "_operation", "_result", "_waiter", "descriptor", "keeps")
 
     def __init__(self, descriptor: Descriptor, *, keeps: bool) -> None:
         self.descriptor = descriptor
         self.keeps = keeps
+        self._loop: Any = None  # the one that the operation in flight is for
         self._operation: Operation | None = None
-        self._given_up = False  # the operation in flight has been cancelled
+        self._given_up = False  # an operation in flight has been cancelled; nobody holds on to it any more
         self._result: Any = NOTHING
         self._waiter: Future[Any] | None = None
         self._expired = False
@@ -94,6 +95,8 @@ class Line:
         timer: TimerHandle | None = None
         loop = events.get_running_loop()
         self._expired = False
+        if (self._operation is not None or self._given_up) and self._loop is not loop and self._loop.is_closed():
+            self._done(-ECANCELED)  # went with its loop
         try:
             while True:
                 if check is not None:
@@ -104,9 +107,9 @@ class Line:
                     return CLOSED
                 if self._expired:
                     raise TimeoutError
-                if self._operation is None:
+                if self._operation is None and not self._given_up:
+                    self._loop = loop
                     self.descriptor.in_flight += 1
-                    self._given_up = False
                     try:
                         self._operation = begin(self._done)
                     except BaseException:
@@ -147,10 +150,11 @@ class Line:
         self.poke()
 
     def _give_up(self) -> None:
-        if self._operation is not None and not self._given_up:
+        operation, self._operation = self._operation, None
+        if operation is not None:
             self._given_up = True
-            self._operation.cancel()
-        elif self._operation is None and not self.keeps:
+            operation.cancel()
+        elif not (self._given_up or self.keeps):
             self._result = NOTHING
 
     def _done(self, result: Any) -> None:

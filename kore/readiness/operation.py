@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from functools import partial
 from select import POLLIN, POLLOUT, poll
 from socket import AF_UNIX, MSG_NOSIGNAL, SO_ACCEPTCONN, SO_ERROR, SOL_SOCKET, socket
 from typing import TYPE_CHECKING, Any
@@ -249,7 +250,9 @@ class AcceptOnce(Waiting):
     __slots__ = ("listener",)
 
     def __init__(self, driver: ReadinessDriver, callback: Callable[[Any], None], listener: socket) -> None:
-        super().__init__(driver, callback, listener.fileno(), POLLIN | driver.poller.listener_flags, self.accept)
+        want = POLLIN | driver.poller.listener_flags
+        # No method of its own as the attempt: that would be a cycle, which only a collection frees.
+        super().__init__(driver, callback, listener.fileno(), want, partial(accept_one, listener))
         self.listener = listener
 
     def begin(self) -> None:
@@ -264,16 +267,17 @@ class AcceptOnce(Waiting):
         else:
             self.conclude(-errno.EINVAL)  # as accept(2) says; the poller would wait for ever
 
-    def accept(self, _events: int) -> int:
-        """The connection, unless another process has taken it or it is no more."""
-        try:
-            fd: int = self.listener._accept()[0]  # type: ignore[attr-defined]
-        except OSError as error:
-            if error.errno in ABOUT_ONE_CONNECTION:
-                raise BlockingIOError from error
-            raise
-        os.set_blocking(fd, False)
-        return fd
+
+def accept_one(listener: socket, _events: int) -> int:
+    """A connection, unless another process has taken it or it is no more."""
+    try:
+        fd: int = listener._accept()[0]  # type: ignore[attr-defined]
+    except OSError as error:
+        if error.errno in ABOUT_ONE_CONNECTION:
+            raise BlockingIOError from error
+        raise
+    os.set_blocking(fd, False)
+    return fd
 
 
 class SendTo(Trying):
