@@ -191,7 +191,7 @@ class Task(asyncio.Future[Any]):
         except BaseException as error:  # noqa: BLE001 - whatever a coroutine ends with is its result
             leave_task(loop, self)
             self._end(None, error)
-            del self  # the traceback holds this frame: no cycle of task, exception and frame
+            del self, exc  # the traceback holds this frame: no cycle of task, exception and frame
         else:
             leave_task(loop, self)
             self._wait_for(waited)
