@@ -46,8 +46,10 @@ def respond(connection: HttpConnection, request: Request, status: Any, body: Any
             connection.close_after = True
     if not request._prepared.keep_alive or connection.server.draining:
         connection.close_after = True
-    if connection.receiving and not (request._prepared.drains and isinstance(payload, bytes)):
-        connection.close_after = True  # its body is not read to the end
+    if connection.receiving:
+        streams = connection.body is not None and connection.body.streams
+        if streams or not (request._prepared.drains and isinstance(payload, bytes)):
+            connection.close_after = True  # its body is not read to the end
     if isinstance(payload, Chunks):
         _send_chunks(connection, request, status, payload)
     else:
