@@ -19,6 +19,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import AddressValueError, IPv6Address
+from itertools import takewhile
 from typing import Any, Final, NoReturn
 
 from kore.errors import ProtocolError
@@ -75,6 +76,9 @@ character are possessive, those of groups never: Python before 3.11.5 lets such 
 (python/cpython#106052), and Debian 12 has 3.11.2. They have only one way to match, so going back costs little.
 """
 
+ORDINARY_END: Final = re.compile(rb"(?:(?!" + _MEANINGFUL + rb")" + _FIELD + rb"){0,49}\r\n")
+"""What may follow on the first lines of such a block, up to fifty fields, for the whole to be one as well."""
+
 _ordinary = ORDINARY.fullmatch
 _plain_start = re.compile(rb"(" + _LINE + rb"1\.1)\r\n" + _any_case(b"host") + rb":(" + _VALUE + rb")").fullmatch
 _valid = re.compile(rb"(" + _LINE + rb"[0-9]\.[0-9])\r\n(?:" + _FIELD + rb"){0,100}\r\n").fullmatch
@@ -130,6 +134,12 @@ class Head:
     resolution: Any = None
     kept: bool = False
     """It is in its parser's memory."""
+
+
+def common_lines(block: bytes, other: bytes) -> bytes:
+    """The lines that two head blocks both begin with, at most the request line and fifty fields."""
+    lines = zip(block.splitlines(True)[:51], other.splitlines(True), strict=False)
+    return b"".join(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], lines))
 
 
 def fields(block: bytes) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ from kore.driver import Stream
 from kore.errors import ProtocolError
 from kore.http.body import Dropped, Passed, Receiver, Stored
 from kore.http.gate import Waiting
-from kore.http.head import ORDINARY, Head
+from kore.http.head import ORDINARY, ORDINARY_END, Head
 from kore.http.output import RATE_MIN
 from kore.http.parser import END, RequestParser
 from kore.http.request import ANSWERED, OPEN, Request
@@ -38,6 +38,8 @@ PROBE_S = 0.5
 """How long a client that sent its FIN is believed to wait for its response, before it is asked (see `probe`)."""
 
 NEVER = 1 << 62
+
+ordinary_end = ORDINARY_END.fullmatch
 
 
 class Input:
@@ -102,10 +104,19 @@ class Input:
                         self.handle(Request(self, self.prepared, data))  # type: ignore[arg-type]
                         return
                 elif data:
+                    prepared = self.prepared
+                    if prepared is not None and data.startswith(start := prepared.start) and (
+                        len(data) <= self.service.heads.header_bytes_max and ordinary_end(data, len(start))
+                    ):
+                        # Again, but for the last fields: those that differ mostly come last.
+                        self.block = data
+                        self.handle(Request(self, prepared, data))  # type: ignore[arg-type]
+                        return
                     head = self.recognise(data)
                     if head is not None and head.resolution is not None:
                         self.block = data
                         self.prepared = prepared = head.resolution
+                        prepared.learn_start(data)
                         self.handle(Request(self, prepared, data))  # type: ignore[arg-type]
                     else:
                         self._requests(data)

@@ -19,12 +19,15 @@ from kore.http.accesslog import AccessLog, LogTarget
 from kore.http.body import BodyStore
 from kore.http.connection import FIRST_REQUEST_S, LINGER_S, HttpConnection
 from kore.http.gate import Gate, gated
-from kore.http.head import Head, HeadParser
+from kore.http.head import Head, HeadParser, common_lines
 from kore.http.request import Request
 from kore.http.response import Heads
 from kore.http.routes import Route, Router
 from kore.http.settings import HttpSettings
 from kore.reactor.trace import report_exception
+
+NO_START = b"\0"
+"""No request begins with it."""
 
 TICK_S = 0.5
 """The resolution of deadlines."""
@@ -53,7 +56,7 @@ class Prepared:
 
     __slots__ = (
         "captures", "drains", "gate", "handler", "head", "heads", "is_head", "keep_alive", "log", "on_body_chunk",
-        "on_free", "receiver", "route", "scope", "watched",
+        "on_free", "receiver", "route", "scope", "start", "watched",
     )  # fmt: skip
 
     def __init__(self, head: Head, route: Route | None, handler: Callable[..., Any], captures: tuple[Any, ...]) -> None:
@@ -70,10 +73,17 @@ class Prepared:
         self.on_free: Callable[..., Any] | None = None if hooks is None else hooks.on_free
         self.watched = self.on_free is not None  # the connection must hear when a request comes
         self.receiver = None if route is None else route.receiver
+        self.start = NO_START  # the lines that such requests begin with: only what follows is parsed
         self.scope: Any = None  # what an application that is mounted has prepared for such requests
         # With a body only: what is asked before it, and whether it is read though nobody wants it.
         self.gate: Gate | None = None
         self.drains = False
+
+
+    def learn_start(self, block: bytes) -> None:
+        """See to it that `block`, which is an ordinary head, begins with `start`."""
+        if not block.startswith(self.start):
+            self.start = common_lines(block[:-2] if self.start is NO_START else self.start, block)
 
 
 class Service:
