@@ -167,8 +167,8 @@ class Settings:
     )
     http_request_ms: int = _option(
         "HTTP", Integer(0, UINT32_MAX, "milliseconds"), 10,
-        "The time handlers of one turn are meant to take. Accepted and not enforced: a turn is bounded by the number "
-        "of events it takes from the kernel, then timers and coroutines have theirs.",
+        "The time a handler is meant to take at a stretch. What keeps the event loop for ten times as long is told of "
+        "in the log, once for each place, with the lines it is at; nobody is interrupted. 0: not watched.",
     )
     http_request_limit: int = _option(
         "HTTP", Integer(0, UINT32_MAX), 1000,

@@ -13,6 +13,7 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from kore.process.log import LOG_ERR, LOG_NOTICE
 from kore.process.parent import WorkerPlace
 from kore.process.post import Post
 from kore.reactor import tasks
+from kore.reactor.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from kore.http.asgi.lifespan import Lifespans
@@ -39,6 +41,9 @@ GC_THRESHOLDS = (20_000, 20, 50)
 
 TELL_DROPPED_SECONDS = 0.25
 """How soon a full channel is tried again, for the number of lines it lost."""
+
+BLOCKED_FACTOR = 10
+"""Of http_request_ms: what one handler or callback may take of the loop's time before it is told of."""
 
 CANCEL_SECONDS_MAX = 1.0
 """For tasks that were cancelled at the end to clean up after themselves; then they are left."""
@@ -120,6 +125,7 @@ class Worker:
             module = application.loaded.module
             self.server.resolve_name = lambda name: attrgetter(name)(module)
         self.post = Post(place.messages)
+        self.watchdog: Watchdog | None = None
         self.lifespans: Lifespans | None = None
 
     def start(self) -> None:
@@ -164,6 +170,9 @@ class Worker:
         if not self._stopping:
             self._accept()
             self.place.channel.send_last(Kind.READY)
+            blocked_ms_max = self.orders.plan.settings.http_request_ms * BLOCKED_FACTOR
+            if blocked_ms_max:
+                self.watchdog = Watchdog(blocked_ms_max / 1000, partial(role.role.log, LOG_NOTICE))
 
     def _accept(self) -> None:
         plan = self.orders.plan
@@ -292,6 +301,8 @@ class Worker:
     def close(self) -> None:
         """After the loop: close what coroutines are left, so that their finally blocks run, and release the engine."""
         mine = role.role
+        if self.watchdog is not None:
+            self.watchdog.stop()
         try:
             cancelled = [] if self.lifespans is None else self.lifespans.cancel()
             if cancelled:
