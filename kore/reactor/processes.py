@@ -146,10 +146,11 @@ class Reap:
     Used as a number before, it raises RuntimeError.
     """
 
-    __slots__ = ("_child",)
+    __slots__ = ("_child", "_proc")
 
-    def __init__(self, child: _Child) -> None:
-        self._child = child
+    def __init__(self, proc: PyProc) -> None:
+        self._proc = proc  # whose end would be that of the process
+        self._child = proc._child
 
     def __await__(self) -> Steps:
         kore_loop("reap()")
@@ -236,7 +237,7 @@ class PyProc:
         child = self._child
         if child.look() and not child.expired and child.status != STATUS_LOST:
             return ExitStatus(child.known())
-        return Reap(child)
+        return Reap(self)
 
     def __del__(self) -> None:
         if hasattr(self, "_child"):
