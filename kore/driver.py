@@ -160,6 +160,9 @@ class Driver(Protocol):
     def wait(self, timeout: float | None) -> None:
         """Submit what is queued, wait for completions (seconds; None: for ever; 0: only look) and call back."""
 
+    def submit(self) -> None:
+        """Begin and cancel now what would be with the next wait, so that what was cancelled lets go of its fd."""
+
     def wake(self) -> None:
         """End a wait from another thread or a signal handler. Never blocks, never raises."""
 

@@ -20,7 +20,7 @@ from reactor_harness import ENGINES, SECONDS_MAX, FakeLoop, closing, open_loop, 
 import kore.errors
 from kore import reactor
 from kore.reactor import engine
-from kore.reactor.base import Base
+from kore.reactor.base import Base, FlowControl
 
 
 @pytest.fixture(params=ENGINES)
@@ -45,6 +45,8 @@ def test_names_of_asyncio_are_there():
     """Every underscored name the reactor builds on exists in this Python."""
     loop = asyncio.new_event_loop()
     names = [name for name in Base.__annotations__ if not hasattr(loop, name)]
+    mixin = asyncio.transports._FlowControlMixin
+    names += [name for name in FlowControl.__annotations__ if not hasattr(mixin, name)]
     loop.close()
     assert not names
 

@@ -11,12 +11,15 @@ import errno
 import os
 import socket
 import stat
+import sys
 from asyncio import base_events, sslproto
 from collections.abc import Callable
 from typing import Any
 
 from kore.driver import Driver, Operation
 from kore.reactor.base import Base
+from kore.reactor.datagrams import DatagramTransport
+from kore.reactor.sockets import send_file
 from kore.reactor.transports import StreamTransport
 
 # Errors of accept(2) after which the listener is fine but the process is short of something: wait so many seconds.
@@ -75,15 +78,15 @@ class Connections(Base):
 
     def __init__(self, driver: Driver) -> None:
         super().__init__(driver)
-        self._transports: set[StreamTransport] = set()
         self._listeners: dict[int, _Listener] = {}
+        self._unix_files: dict[socket.socket, tuple[str | bytes, int]] = {}
 
     def _close_connections(self) -> None:
         """Called by close(): the driver is about to close the streams' fds."""
         for listener in self._listeners.values():
             listener.stop()
         self._listeners.clear()
-        for transport in self._transports:
+        for transport in self._transports.values():
             transport._sock.detach()
         self._transports.clear()
 
@@ -103,6 +106,29 @@ class Connections(Base):
         transport._stream.pause()
         self.call_soon(transport.start, waiter)
         return transport
+
+    def _make_datagram_transport(
+        self,
+        sock: socket.socket,
+        protocol: asyncio.BaseProtocol,
+        address: Any = None,
+        waiter: asyncio.Future[Any] | None = None,
+        extra: Any = None,
+    ) -> DatagramTransport:
+        return DatagramTransport(self, sock, protocol, address, waiter, extra)  # type: ignore[arg-type]
+
+    async def _sendfile_native(self, transport: StreamTransport, file: Any, offset: int, count: int | None) -> int:
+        # Called by asyncio's sendfile(), which falls back to read and write when this raises SendfileNotAvailableError.
+        self._check_sendfile_params(transport._sock, file, offset, count)
+        resume = transport.is_reading()
+        transport.pause_reading()
+        try:
+            await transport.hold_writes()
+            return await send_file(transport._fd, file, offset, count, transport.writable)
+        finally:
+            transport.allow_writes()
+            if resume:
+                transport.resume_reading()
 
     def _make_ssl_transport(
         self,
@@ -173,7 +199,15 @@ class Connections(Base):
         listener = self._listeners.pop(sock.fileno(), None)
         if listener is not None:
             listener.stop()
+            self._driver.submit()  # from here on connections are refused
+        path, inode = self._unix_files.pop(sock, ("", 0))
         sock.close()
+        if path:
+            try:
+                if os.stat(path).st_ino == inode:  # nobody has put another in its place
+                    os.unlink(path)
+            except FileNotFoundError:
+                pass
 
     async def create_unix_connection(
         self,
@@ -191,6 +225,7 @@ class Connections(Base):
             raise ValueError("you have to pass server_hostname when using ssl")
         if not ssl and server_hostname is not None:
             raise ValueError("server_hostname is only meaningful with ssl")
+        _check_timeouts(ssl, ssl_handshake_timeout, ssl_shutdown_timeout)
         if path is not None:
             if sock is not None:
                 raise ValueError("path and sock can not be specified at the same time")
@@ -223,24 +258,39 @@ class Connections(Base):
         ssl_handshake_timeout: float | None = None,
         ssl_shutdown_timeout: float | None = None,
         start_serving: bool = True,
-        **_cleanup: Any,
+        cleanup_socket: bool = sys.version_info >= (3, 13),
     ) -> base_events.Server:
-        """Serve on the UNIX socket `path` (a stale one is removed first), or on `sock`. As asyncio documents it."""
+        """Serve on the UNIX socket `path` (a stale one is removed first), or on `sock`. As asyncio documents it.
+
+        With `cleanup_socket` the socket's file is removed when the server closes, which asyncio does from 3.13 on.
+        """
         if isinstance(ssl, bool):
             raise TypeError("ssl argument must be an SSLContext or None")
+        _check_timeouts(ssl, ssl_handshake_timeout, ssl_shutdown_timeout)
         if path is not None:
             if sock is not None:
                 raise ValueError("path and sock can not be specified at the same time")
             sock = _bind_unix(os.fspath(path))
+        elif sock is None:
+            raise ValueError("path was not specified, and no sock specified")
         else:
             sock = _unix_stream(sock)
         sock.setblocking(False)
+        name = sock.getsockname()
+        if cleanup_socket and name and name[:1] not in ("\0", b"\0"):
+            self._unix_files[sock] = (name, os.stat(name).st_ino)
         server = base_events.Server(
             self, [sock], protocol_factory, ssl, backlog, ssl_handshake_timeout, ssl_shutdown_timeout
         )
         if start_serving:
             await server.start_serving()
         return server
+
+
+def _check_timeouts(ssl: Any, handshake: float | None, shutdown: float | None) -> None:
+    for name, value in (("ssl_handshake_timeout", handshake), ("ssl_shutdown_timeout", shutdown)):
+        if value is not None and not ssl:
+            raise ValueError(f"{name} is only meaningful with ssl")
 
 
 def _unix_stream(sock: socket.socket | None) -> socket.socket:

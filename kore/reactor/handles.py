@@ -7,7 +7,8 @@ stays where it is and calls a function that does nothing.
 
 from __future__ import annotations
 
-from asyncio import AbstractEventLoop, events
+import sys
+from asyncio import AbstractEventLoop, events, format_helpers
 from contextvars import Context, copy_context
 from typing import Any
 
@@ -22,6 +23,10 @@ Call = tuple[Any, ...]
 """A callback and its arguments."""
 
 
+# What asyncio's debug mode asks a handle for.
+_callback: Any = property(lambda handle: handle._args[0])
+
+
 class Soon(events.Handle):
     """A callback in the ready queue. Made bare: who makes one sets `_args` and `_context`."""
 
@@ -29,7 +34,8 @@ class Soon(events.Handle):
     __slots__ = ()
     _context: Context
     _repr = None
-    _source_traceback = None
+    _source_traceback: Any = None
+    _callback = _callback
 
     __init__ = object.__init__  # an __init__ in Python took 0.1 us of the 0.2 that call_soon() takes
 
@@ -45,6 +51,12 @@ class Soon(events.Handle):
         return self._args is _NOTHING
 
 
+class TracedSoon(Soon):
+    """One of debug mode, which knows where it was asked for."""
+
+    __slots__ = ("_source_traceback",)
+
+
 def soon(call: Call, context: Context | None) -> Soon:
     """A handle for `call`, in `context` or a copy of the current one."""
     handle: Soon = Soon()
@@ -53,12 +65,22 @@ def soon(call: Call, context: Context | None) -> Soon:
     return handle
 
 
+def traced_soon(call: Call, context: Context | None) -> TracedSoon:
+    """The same, with the stack of who called call_soon()."""
+    handle: TracedSoon = TracedSoon()
+    handle._args = call
+    handle._context = copy_context() if context is None else context
+    handle._source_traceback = format_helpers.extract_stack(sys._getframe(2))
+    return handle
+
+
 class Timer(events.TimerHandle):
     """A callback in the heap of timers, and in the ready queue once it is due."""
 
     __slots__ = ()
     _repr = None
-    _source_traceback = None
+    _source_traceback: Any = None
+    _callback = _callback
 
     def __init__(self, when: float, call: Call, loop: AbstractEventLoop, context: Context) -> None:
         self._when = when
@@ -78,3 +100,16 @@ class Timer(events.TimerHandle):
             self._cancelled = True
             self._args = _NOTHING
             self._loop._timer_handle_cancelled(self)  # type: ignore[attr-defined]
+
+
+class TracedTimer(Timer):
+    """One of debug mode, which knows where it was asked for."""
+
+    __slots__ = ("_source_traceback",)
+
+    def __init__(self, when: float, call: Call, loop: AbstractEventLoop, context: Context) -> None:
+        super().__init__(when, call, loop, context)
+        frame = sys._getframe(2)
+        if frame.f_code is type(loop).call_later.__code__ and frame.f_back is not None:
+            frame = frame.f_back
+        self._source_traceback = format_helpers.extract_stack(frame)

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import logging
-from asyncio import events
+from asyncio import base_events, events
 from collections.abc import Callable
 from contextvars import Context, copy_context
 from functools import partial
@@ -20,13 +19,11 @@ from typing import Any
 from kore.driver import Driver
 from kore.reactor import tasks
 from kore.reactor.connections import Connections
-from kore.reactor.handles import Soon, Timer, soon
-from kore.reactor.signals import Signals
+from kore.reactor.handles import Soon, Timer, TracedTimer, soon, traced_soon
 from kore.reactor.sockets import Sockets
 from kore.reactor.spare import ENDED, FirstSteps, already_told, first_steps
+from kore.reactor.subprocesses import Subprocesses
 from kore.reactor.tasks import Coroutine, OnEnd, Task, enter_task, leave_task, next_id, register_task
-
-logger = logging.getLogger("asyncio")
 
 # A wait is never longer than this (seconds), so that no engine has to think about what its clock can hold.
 _WAIT_MAX = 24 * 3600.0
@@ -36,7 +33,7 @@ _WAIT_MAX = 24 * 3600.0
 _CANCELLED_MIN = 100
 
 
-class Loop(Connections, Sockets, Signals):
+class Loop(Connections, Sockets, Subprocesses):
     """An asyncio event loop on a kore driver; it owns `driver` and closes it. One thread, one loop."""
 
     def __init__(self, driver: Driver) -> None:
@@ -126,23 +123,30 @@ class Loop(Connections, Sockets, Signals):
 
     def _report_handle(self, handle: events.Handle, exc: BaseException) -> None:
         context = {"message": f"Exception in callback {handle!r}", "exception": exc, "handle": handle}
+        if handle._source_traceback:  # type: ignore[attr-defined]
+            context["source_traceback"] = handle._source_traceback  # type: ignore[attr-defined]
         self.call_exception_handler(context)
 
     def _run_ready_slowly(self) -> None:
         """Debug mode: run what is ready and warn of callbacks over slow_callback_duration (seconds)."""
         for _ in range(len(self._ready)):
             handle = self._ready.popleft()
-            if not handle.cancelled():
-                started = self.time()
-                try:
-                    handle._context.run(*handle._args)  # type: ignore[attr-defined]
-                except (SystemExit, KeyboardInterrupt):
-                    raise
-                except BaseException as exc:  # noqa: BLE001 - as in _run_once
-                    self._report_handle(handle, exc)
-                taken = self.time() - started
-                if taken >= self.slow_callback_duration:
-                    logger.warning("Executing %r took %.3f seconds", handle, taken)
+            if handle.cancelled():
+                continue
+            self._current_handle = handle
+            started = self.time()
+            try:
+                handle._context.run(*handle._args)  # type: ignore[attr-defined]
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as exc:  # noqa: BLE001 - as in _run_once
+                self._report_handle(handle, exc)
+            finally:
+                self._current_handle = None
+            taken = self.time() - started
+            if taken >= self.slow_callback_duration:
+                what = base_events._format_handle(handle)  # type: ignore[attr-defined]
+                base_events.logger.warning("Executing %s took %.3f seconds", what, taken)  # type: ignore[attr-defined]
 
     def close(self) -> None:
         """Close the loop and its driver. Streams are closed without a word to their protocols. Idempotent."""
@@ -152,9 +156,9 @@ class Loop(Connections, Sockets, Signals):
         self._slow_down()
         self._timers.clear()
         self.trace_tasks(True)
-        self._close_signals()
         self._close_connections()
         self._driver.close()
+        self._close_signals()
 
     # Callbacks.
 
@@ -191,7 +195,7 @@ class Loop(Connections, Sockets, Signals):
         self._check_closed()
         self._check_thread()
         self._check_callback(callback, "call_soon")
-        handle = soon((callback, *args), context)
+        handle = (traced_soon if self._debug else soon)((callback, *args), context)
         self._ready.append(handle)
         return handle
 
@@ -200,7 +204,9 @@ class Loop(Connections, Sockets, Signals):
     ) -> events.Handle:
         """The same, from any thread or signal handler; ends the loop's wait."""
         self._check_closed()
-        handle = soon((callback, *args), context)
+        if self._debug:
+            self._check_callback(callback, "call_soon_threadsafe")
+        handle = (traced_soon if self._debug else soon)((callback, *args), context)
         self._ready.append(handle)
         self._driver.wake()
         return handle
@@ -223,7 +229,8 @@ class Loop(Connections, Sockets, Signals):
         if self._debug:
             self._check_thread()
             self._check_callback(callback, "call_at")
-        timer = Timer(when, (callback, *args), self, copy_context() if context is None else context)
+        kind = TracedTimer if self._debug else Timer
+        timer = kind(when, (callback, *args), self, copy_context() if context is None else context)
         # Tuples are compared in C; the number keeps the order of equal times and keeps handles from being compared.
         self._timer_number = number = self._timer_number + 1
         heapq.heappush(self._timers, (when, number, timer))

@@ -13,11 +13,37 @@ import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 from kore.driver import Driver
 from kore.reactor.base import Base
 from kore.reactor.handles import Soon, soon
+
+
+class _Child:
+    """A child process whose end somebody wants to hear of. Owns its pidfd."""
+
+    def __init__(self, loop: Signals, pid: int, callback: Callable[[int, int], object]) -> None:
+        self.loop = loop
+        self.pid = pid
+        self.callback = callback
+        self.pidfd = os.pidfd_open(pid)
+        loop._driver.poll(self.pidfd, select.POLLIN, self.ended)
+
+    def ended(self, result: int) -> None:
+        try:
+            pid, status = (self.pid, -1) if result < 0 else os.waitpid(self.pid, os.WNOHANG)
+        except ChildProcessError:
+            pid, status = self.pid, -1
+        if pid == 0:
+            self.loop._driver.poll(self.pidfd, select.POLLIN, self.ended)
+            return
+        self.loop._children.discard(self)
+        self.close()
+        self.loop.call_soon(self.callback, self.pid, status)
+
+    def close(self) -> None:
+        os.close(self.pidfd)
 
 
 class Signals(Base):
@@ -26,8 +52,12 @@ class Signals(Base):
     def __init__(self, driver: Driver) -> None:
         super().__init__(driver)
         self._signal_handles: dict[int, Soon] = {}
+        self._children: set[_Child] = set()
 
     def _close_signals(self) -> None:
+        """Called by close(), once the driver waits for no child any more. They are left to whoever made them."""
+        while self._children:
+            self._children.pop().close()
         for number in list(self._signal_handles):
             self.remove_signal_handler(number)
 
@@ -47,7 +77,7 @@ class Signals(Base):
         Raises TypeError or ValueError for what is no signal or a coroutine function, RuntimeError for a signal that
         cannot be caught or outside of the main thread.
         """
-        if inspect.iscoroutinefunction(callback):
+        if inspect.iscoroutine(cast("Any", callback)) or inspect.iscoroutinefunction(callback):
             raise TypeError("coroutines cannot be used with add_signal_handler()")
         self._check_signal(sig)
         self._check_closed()
@@ -86,21 +116,4 @@ class Signals(Base):
 
         The status is -1 when somebody else reaped it. Raises OSError as pidfd_open(2) does.
         """
-        pidfd = os.pidfd_open(pid)
-
-        def ended(result: int) -> None:
-            if result < 0:
-                os.close(pidfd)
-                self.call_soon(callback, pid, -1)
-                return
-            try:
-                reaped, status = os.waitpid(pid, os.WNOHANG)
-            except ChildProcessError:
-                reaped, status = pid, -1
-            if reaped == 0:
-                self._driver.poll(pidfd, select.POLLIN, ended)
-                return
-            os.close(pidfd)
-            self.call_soon(callback, pid, status)
-
-        self._driver.poll(pidfd, select.POLLIN, ended)
+        self._children.add(_Child(self, pid, callback))

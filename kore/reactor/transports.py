@@ -10,31 +10,32 @@ import asyncio
 import os
 import socket
 import sys
-from asyncio import constants, trsock
+from asyncio import constants, sslproto, trsock
 from collections.abc import Callable, Iterable
+from errno import ECONNRESET
+from select import POLLOUT
 from typing import TYPE_CHECKING, Any, cast
+
+from kore.reactor.base import FlowControl
+from kore.reactor.waits import wake
 
 if TYPE_CHECKING:
     from kore.reactor.loop import Loop
-
-# Bytes not yet taken by the kernel above which the protocol is asked to pause: asyncio's figure.
-_HIGH_WATER = 64 * 1024
 
 # asyncio.Server counts its connections; from 3.13 on it wants to know which (bpo/gh-113538).
 _SERVER_KNOWS_CLIENTS = sys.version_info >= (3, 13)
 
 
-class StreamTransport(asyncio.Transport):
+class StreamTransport(FlowControl, asyncio.Transport):
     """A connected socket as asyncio sees it. Owns `sock`; the driver owns its fd."""
 
-    _sendfile_compatible = constants._SendfileMode.FALLBACK
+    _sendfile_compatible = constants._SendfileMode.TRY_NATIVE
     _start_tls_compatible = True
 
     def __init__(
         self, loop: Loop, sock: socket.socket, protocol: asyncio.BaseProtocol, *, server: Any = None
     ) -> None:
-        super().__init__()
-        self._loop = loop
+        super().__init__(None, loop)
         self._sock = sock
         self._server = server
         self._extra = {"socket": trsock.TransportSocket(sock)}
@@ -44,22 +45,22 @@ class StreamTransport(asyncio.Transport):
             except OSError:  # the peer may be gone already
                 self._extra[name] = None  # type: ignore[assignment]
         self._protocol: Any = protocol
-        self._high = _HIGH_WATER
-        self._low = _HIGH_WATER // 4
         self._backlog = 0
         self._paused = False  # reading, by the protocol
+        self._stalled = False  # output waits for the peer
         self._eof_sent = False
         self._closing = False
-        self._writing_paused = False
         self._error: BaseException | None = None
+        self._waiter: asyncio.Future[None] | None = None  # of who sends a file past the stream
         self._data_received: Callable[[bytes], object] = _nobody
         if server is not None:
             server._attach(*((self,) if _SERVER_KNOWS_CLIENTS else ()))
         if sock.family in (socket.AF_INET, socket.AF_INET6) and sock.type == socket.SOCK_STREAM:
             # As asyncio does: a turn's writes are one piece already, so waiting for more (Nagle) only adds latency.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._stream = loop._driver.stream(sock.fileno(), self)
-        loop._transports.add(self)
+        self._fd = fd = sock.fileno()
+        self._stream = loop._driver.stream(fd, self)
+        loop._transports[fd] = self
 
     def __repr__(self) -> str:
         state = "closed" if self._stream.gone else "closing" if self._closing else "open"
@@ -75,10 +76,15 @@ class StreamTransport(asyncio.Transport):
             self._fatal_error(exc, "Fatal error: protocol.connection_made() call failed.")
         else:
             self._choose_receiver()
-            if not self._stream.reading and not self._paused:
-                self._resume()
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        if waiter is not None:
+            wake(waiter)
+        if not self._stream.reading:
+            # Who waits goes on first: what arrives finds the transport in its hands.
+            self._loop.call_soon(self._begin_reading)
+
+    def _begin_reading(self) -> None:
+        if not self._paused:
+            self._resume()
 
     # The driver's side.
 
@@ -96,38 +102,32 @@ class StreamTransport(asyncio.Transport):
 
     def stalled(self) -> None:
         """The kernel takes no more for now; the protocol hears of it when the high-water mark is reached."""
+        self._stalled = True
 
     def drained(self) -> None:
         """The kernel took what it would not take at once."""
-        if self._writing_paused:
+        self._stalled = False
+        if self._protocol_paused:
             self._look_again()
 
     def lost(self, error: int) -> None:
         """The stream is over; its fd is closed."""
         loop = self._loop
-        loop._transports.discard(self)
+        if loop._transports.get(self._fd) is self:  # else the fd is that of the next one already
+            del loop._transports[self._fd]
         self._closing = True
         self._sock.detach()  # the driver closed the fd, and its number may be another's by now
         exc = self._error
-        if exc is None and error:
+        if exc is None and error and not (error == ECONNRESET and self._stream.ended and not self._stalled):
+            # A peer that left after its end of input has taken nothing from us: a reader may still be busy with what it
+            # sent. On a unix socket every close looks like that.
             exc = OSError(error, os.strerror(error))
-        protocol = self._protocol
         server = self._server
         self._server = None
         self._data_received = _nobody
-        try:
-            protocol.connection_lost(exc)
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as broken:  # noqa: BLE001 - as above
-            loop.call_exception_handler(
-                {
-                    "message": "Fatal error: protocol.connection_lost() call failed.",
-                    "exception": broken,
-                    "transport": self,
-                    "protocol": protocol,
-                }
-            )
+        self._tell("connection_lost", exc)
+        if self._waiter is not None:
+            wake(self._waiter)
         if server is not None:
             server._detach(*((self,) if _SERVER_KNOWS_CLIENTS else ()))
 
@@ -139,6 +139,10 @@ class StreamTransport(asyncio.Transport):
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         """Give the connection to another protocol."""
+        if self._protocol_paused and isinstance(protocol, sslproto.SSLProtocol):
+            # start_tls(): it is the old protocol that was asked to pause. TLS takes a resume it did not wait for amiss.
+            self._protocol_paused = False
+            self._tell("resume_writing")
         self._protocol = protocol
         self._choose_receiver()
 
@@ -181,6 +185,9 @@ class StreamTransport(asyncio.Transport):
     def close(self) -> None:
         """Close once what was written has left; connection_lost(None) follows."""
         if not self._closing:
+            if self._protocol_paused and isinstance(self._protocol, sslproto.SSLProtocol):
+                # Paused, asyncio's TLS keeps its close_notify and closes without it.
+                self.write(cast("Any", self._protocol)._outgoing.read())
             self._closing = True
             self._stream.close()
 
@@ -232,8 +239,8 @@ class StreamTransport(asyncio.Transport):
             if data:
                 stream.out = data
                 stream.driver.dirty.append(stream)
-                if len(data) > self._high and not self._writing_paused:
-                    self._pause_writing()
+                if len(data) > self._high_water and not self._protocol_paused:
+                    self._maybe_pause_protocol()
             return
         self._write_more(data)
 
@@ -253,10 +260,10 @@ class StreamTransport(asyncio.Transport):
         else:
             self._backlog = stream.pending + len(data)
         stream.write(data)
-        if self._backlog > self._high and not self._writing_paused:
+        if self._backlog > self._high_water and not self._protocol_paused:
             self._backlog = stream.pending
-            if self._backlog > self._high:
-                self._pause_writing()
+            if self._backlog > self._high_water:
+                self._maybe_pause_protocol()
 
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
         """Send several pieces, in order."""
@@ -272,62 +279,85 @@ class StreamTransport(asyncio.Transport):
             self._eof_sent = True
             self._stream.finish()
 
+    # Sending a file past the stream (`Connections._sendfile_native`).
+
+    async def hold_writes(self) -> None:
+        """Refuse writes until allow_writes(), and wait until what was written has left. Raises ConnectionError."""
+        if "write" in vars(self):
+            raise RuntimeError("a file is being sent already")
+        vars(self)["write"] = _refuse
+        while self._stream.pending:
+            if self._stream.stuck:
+                await self._wait_for(POLLOUT)
+            else:
+                await asyncio.sleep(0)  # it leaves with this turn
+        self._check_connected()
+
+    def allow_writes(self) -> None:
+        """Undo hold_writes()."""
+        vars(self).pop("write", None)
+
+    async def writable(self) -> None:
+        """Wait until the socket takes output. Raises ConnectionError when the connection ends first."""
+        self._check_connected()
+        await self._wait_for(POLLOUT)
+        self._check_connected()
+
+    def _check_connected(self) -> None:
+        if self._stream.gone:
+            raise ConnectionError("Connection is closed by peer") from self._error
+
+    async def _wait_for(self, mask: int) -> None:
+        """Until one of the poll(2) events in `mask` holds, or the stream is lost."""
+        self._waiter = waiter = self._loop.create_future()
+        # The poll keeps the socket open, on a ring: it must not outlive the stream, so lost() ends this wait.
+        operation = self._loop._driver.poll(self._fd, mask, lambda _result: wake(waiter))
+        try:
+            await waiter
+        finally:
+            self._waiter = None
+            operation.forget()
+
     # Flow control.
 
     def get_write_buffer_size(self) -> int:
         """Bytes the kernel has not taken yet."""
         return self._stream.pending
 
-    def get_write_buffer_limits(self) -> tuple[int, int]:
-        """The low and the high mark, in bytes."""
-        return self._low, self._high
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """Ask the protocol to pause above `high` bytes and to resume below `low`. Raises ValueError."""
-        if high is None:
-            high = _HIGH_WATER if low is None else 4 * low
-        if low is None:
-            low = high // 4
-        if not high >= low >= 0:
-            raise ValueError(f"high ({high!r}) must be >= low ({low!r}) must be >= 0")
-        self._high = high
-        self._low = low
-        if not self._writing_paused and self._stream.pending > high:
-            self._pause_writing()
-
-    def _pause_writing(self) -> None:
-        self._writing_paused = True
-        self._tell("pause_writing")
-        self._loop.call_soon(self._look_again)
+    def _maybe_pause_protocol(self) -> None:
+        paused = self._protocol_paused
+        super()._maybe_pause_protocol()
+        if self._protocol_paused and not paused:
+            self._loop.call_soon(self._look_again)
 
     def _look_again(self) -> None:
         """Resume the protocol when enough has left; the driver tells when it was stuck, otherwise ask each turn."""
-        if not self._writing_paused or self._stream.gone:
+        if self._stream.gone:
             return
-        if self._stream.pending <= self._low:
-            self._writing_paused = False
-            self._tell("resume_writing")
-        elif not self._stream.stuck:
+        self._maybe_resume_protocol()
+        if self._protocol_paused and not self._stream.stuck:
             self._loop.call_soon(self._look_again)
 
-    def _tell(self, name: str) -> None:
+    def _tell(self, name: str, *arguments: object) -> None:
+        """Call that method of the protocol; the exception handler hears of its exception."""
+        protocol = self._protocol
         try:
-            getattr(self._protocol, name)()
+            getattr(protocol, name)(*arguments)
         except (SystemExit, KeyboardInterrupt):
             raise
-        except BaseException as exc:  # noqa: BLE001 - flow control goes on without it
-            self._loop.call_exception_handler(
-                {
-                    "message": f"protocol.{name}() failed",
-                    "exception": exc,
-                    "transport": self,
-                    "protocol": self._protocol,
-                }
-            )
+        except BaseException as exc:  # noqa: BLE001 - as asyncio: a protocol's failure is its own
+            message = f"Fatal error: protocol.{name}() call failed."
+            context = {"message": message, "exception": exc, "transport": self, "protocol": protocol}
+            self._loop.call_exception_handler(context)
 
 
 def _nothing() -> None:
     """A callback whose only use is that the loop has one."""
+
+
+def _refuse(_data: object) -> None:
+    """What write() is while a file is sent: pieces would go out in the middle of it."""
+    raise RuntimeError("unable to write; sendfile is in progress")
 
 
 def _nobody(_data: bytes) -> None:

@@ -253,6 +253,9 @@ class ReadinessDriver:
 
     # --- the contract ------------------------------------------------------------------------------------------
 
+    def submit(self) -> None:
+        """See kore.driver.Driver. What is cancelled here has let go already, and what begins has nothing to gain."""
+
     def wake(self) -> None:
         """See kore.driver.Driver."""
         try:

@@ -316,10 +316,14 @@ class RepeatedPoll(UringOperation):
 
     def complete(self, res: int, flags: int) -> None:
         if res >= 0 and not self.over and self.callback is not None:
-            self.callback(res)
-            if self.goes_on():
-                self.submit()
-                return
+            try:
+                self.callback(res)
+            finally:  # a KeyboardInterrupt in the callback is not its end
+                if self.goes_on():
+                    self.submit()
+                else:
+                    super().complete(-errno.ECANCELED, flags)
+            return
         super().complete(res if res < 0 else -errno.ECANCELED, flags)
 
     def goes_on(self) -> bool:
