@@ -396,3 +396,26 @@ def test_a_cancellation_that_the_server_does_not_answer_ends_in_time(loop, postg
         assert ask(loop, "SELECT 1 AS a") == [{"a": "1"}]
         clean(loop)
     postgresql.wait_quiet()
+
+
+def test_who_comes_while_a_server_does_not_answer_is_told_in_time_too(loop):
+    """Attempts overlap where clients keep coming; nobody waits for longer than two of them."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        declare(f"host=127.0.0.1 port={listener.getsockname()[1]} user=kore connect_timeout=2")
+        waited = []
+
+        async def one() -> None:
+            begun = loop.time()
+            with pytest.raises(DatabaseError, match="no answer within 2 s"):
+                await kore.dbquery("db", "SELECT 1")
+            waited.append(loop.time() - begun)
+
+        async def come() -> None:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(15):
+                    group.create_task(one())
+                    await asyncio.sleep(0.2)
+
+        run(loop, come())
+    assert len(waited) == 15
+    assert max(waited) < 5

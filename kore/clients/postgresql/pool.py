@@ -32,10 +32,11 @@ CLOSE_SECONDS_MAX = 0.8
 class Lease:
     """Waits for a session of its own: for a transaction, or for asyncpg to run a query."""
 
-    __slots__ = ("future", "session")
+    __slots__ = ("future", "number", "session")
 
     def __init__(self, future: asyncio.Future[Session]) -> None:
         self.future = future
+        self.number = 0
         self.session: Session | None = None
 
     def start(self, session: Session) -> None:
@@ -60,7 +61,9 @@ class Pool:
         self._info = info
         self._conn_max = conn_max  # 0: no limit
         self._queue_max = queue_max
+        self._number = 0  # of the last that had to wait
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._all_lost = asyncio.Event()
         # Loops end their asynchronous generators when they end, and wait for them: asyncio.run and kore's workers do.
         self._life = self._live()
         with suppress(StopIteration):
@@ -81,6 +84,7 @@ class Pool:
             return
         if self.closed:
             raise DatabaseError("the event loop ends")
+        self._number = query.number = self._number + 1
         self.waiting.append(query)
         self._grow()
         if len(self.waiting) - self.connecting > self._queue_max:
@@ -99,7 +103,9 @@ class Pool:
         elif isinstance(query, Lease):
             self.give_back(session)
         else:
-            query.future = self.loop.create_future()  # what the server says of it is for the canceller now
+            # What the server says of it is for the canceller now.
+            query.future = self.loop.create_future()
+            query.future.add_done_callback(_seen)
             self._settle_by(session, partial(self._cancel, session, query.future))
 
     def abandon_lent(self, session: Session, text: str) -> None:
@@ -135,6 +141,8 @@ class Pool:
             self.idle.remove(session)
         if not self.closed:
             self._grow()
+        elif not self.sessions:
+            self._all_lost.set()
 
     # Growing.
 
@@ -147,16 +155,14 @@ class Pool:
             self._spawn(self._connect())
 
     async def _connect(self) -> None:
+        newest = self._number
         try:
             connection = await connect(self._info)
         except DatabaseError as error:
-            self.connecting -= 1
-            if not self.sessions and not self.connecting:
-                self._fail_all(error)
+            self._not_connected(error, newest)
             return
         except Exception as error:  # noqa: BLE001 (whatever it was, those that wait have to hear of it)
-            self.connecting -= 1
-            self._fail_all(from_exception(error))
+            self._not_connected(from_exception(error), newest)
             return
         except BaseException:
             self.connecting -= 1
@@ -166,8 +172,15 @@ class Pool:
         self.sessions.add(session)
         self.released(session)
 
-    def _fail_all(self, error: DatabaseError) -> None:
-        while self.waiting:
+    def _not_connected(self, error: DatabaseError, newest: int) -> None:
+        """An attempt failed that began when `newest` was the last to wait: without a connection it was their chance."""
+        self.connecting -= 1
+        if not self.sessions:
+            self._fail(error, newest)
+            self._grow()
+
+    def _fail(self, error: DatabaseError, newest: int) -> None:
+        while self.waiting and self.waiting[0].number <= newest:
             future = self.waiting.popleft().future
             if not future.done():
                 future.set_exception(DatabaseError(str(error), error.sqlstate))
@@ -175,6 +188,9 @@ class Pool:
     # Cleaning, in tasks of the pool.
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        if self.loop.is_closed():  # a coroutine that outlived its loop is collected
+            work.close()
+            return
         task = self.loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -190,16 +206,26 @@ class Pool:
                 await work()
         except failures():
             session.abort()  # it might answer the next query with what it says to this one
-        except BaseException:
-            session.abort()
+        except asyncio.CancelledError:
+            # The loop ends, and `close` cancels what runs. Should it not end the connection does.
+            self.loop.call_later(CANCEL_SECONDS_MAX, self._give_up, session)
             raise
-        finally:
-            settling = session.settling
-            session.settling = None
-            if settling is not None:
-                settling.set()
+        except BaseException:
+            self._give_up(session)
+            raise
+        self._settled(session)
         if not session.held and not session.gone:
             self.released(session)
+
+    def _give_up(self, session: Session) -> None:
+        session.abort()
+        self._settled(session)
+
+    def _settled(self, session: Session) -> None:
+        settling = session.settling
+        session.settling = None
+        if settling is not None:
+            settling.set()
 
     async def _cancel(self, session: Session, answer: asyncio.Future[Any]) -> None:
         await request_cancel(session.connection)
@@ -231,15 +257,24 @@ class Pool:
         self.give_back(session)
 
     async def close(self) -> None:
-        """Cancel what runs, within CLOSE_SECONDS_MAX, and close all connections. Called at the end of the loop."""
+        """Cancel what runs and close all connections, within CLOSE_SECONDS_MAX. Called at the end of the loop."""
         self.closed = True
-        self._fail_all(DatabaseError("the event loop ends"))
+        self._fail(DatabaseError("the event loop ends"), self._number)
         running = [request_cancel(session.connection) for session in self.sessions if session.busy]
-        if running:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(CLOSE_SECONDS_MAX):
-                    await asyncio.gather(*running, return_exceptions=True)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS_MAX):
+                await asyncio.gather(*running, return_exceptions=True)
+                for session in list(self.sessions):
+                    session.close()
+                if self.sessions:
+                    await self._all_lost.wait()
         for session in list(self.sessions):
-            session.close()
+            session.abort()
         for task in list(self._tasks):
             task.cancel()
+
+
+def _seen(future: asyncio.Future[Any]) -> None:
+    """Nobody may ever look at what this future got, and asyncio is not to complain."""
+    if not future.cancelled():
+        future.exception()

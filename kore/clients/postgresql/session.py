@@ -63,7 +63,7 @@ class Owner(Protocol):
 class Query:
     """One query on its way: waiting for a session, running on `session`, or over, when `future` is done."""
 
-    __slots__ = ("binary", "block", "future", "retried", "session", "text")
+    __slots__ = ("binary", "block", "future", "number", "retried", "session", "text")
 
     def __init__(self, text: str, block: bytes | None, binary: bool, future: asyncio.Future[Any]) -> None:
         self.text = text
@@ -71,6 +71,8 @@ class Query:
         """What `wire.values` made of the parameters; None: none were given, and there may be several statements."""
         self.binary = binary
         self.future = future
+        self.number = 0
+        """Its place among those that had to wait."""
         self.session: Session | None = None
         self.retried = False
 
