@@ -336,6 +336,13 @@ def test_large_results_and_parameters_arrive_whole(loop, db):
     assert rows[-1] == {"n": "50000", "t": "x" * 50}
 
 
+def test_rows_of_every_length_around_those_that_are_read_quickly(loop, db):
+    """The short ones, whose values' lengths fit a byte, are read in another way; NULLs before and behind."""
+    query = "SELECT NULL AS a, repeat('x', $1::int) AS b, NULL AS c, 'ü' AS d"
+    for size in (0, 1, 127, 128, *range(215, 262), 65535):
+        assert ask(loop, query, params=[str(size)]) == [{"a": None, "b": "x" * size, "c": None, "d": "ü"}]
+
+
 def test_a_result_beyond_the_limit_is_an_error(loop, db, monkeypatch):
     monkeypatch.setattr(session, "RESULT_BYTES_MAX", 1_000_000)
     before = pid(loop)

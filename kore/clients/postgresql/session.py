@@ -88,7 +88,7 @@ class _Statement:
 
     def __init__(self, name: bytes) -> None:
         self.name = name
-        self.columns: tuple[str, ...] | None = None
+        self.columns: tuple[str, ...] = ()
         self.run = wire.execute(name, wire.NO_VALUES, binary=False)
 
 
@@ -115,7 +115,7 @@ class Session(asyncio.Protocol):
         self._preparing: _Statement | None = None
         self._number = 0
         self._closing: list[bytes] = []  # statements that go with the next query
-        self._columns: tuple[str, ...] | None = None
+        self._columns: tuple[str, ...] = ()
         self._binary = False
         self._bound = False
         self._rows: list[dict[str, str | bytes | None]] = []
@@ -159,7 +159,7 @@ class Session(asyncio.Protocol):
         elif query.block is None and not query.binary and b";" in text.rstrip(b"; \t\r\n"):
             # Perhaps several statements, which only a simple query takes; or a semicolon in quotes, which costs
             # nothing but the preparation.
-            self._columns = None
+            self._columns = ()
             self._transport.write(b"".join((*out, wire.simple_query(text))))
             return
         else:
@@ -173,7 +173,7 @@ class Session(asyncio.Protocol):
         if size <= STATEMENT_BYTES_MAX:
             self._number += 1
             name = b"kore_%d" % self._number
-        self._columns = None
+        self._columns = ()
         self._preparing = statement = _Statement(name)
         return statement
 
@@ -204,7 +204,7 @@ class Session(asyncio.Protocol):
     # What the transport tells.
 
     def data_received(self, data: bytes) -> None:  # noqa: C901 (hot path)
-        """Messages, or parts of them. Hot path: rows are decoded here, since a call for each would cost 0.1 us."""
+        """Messages, or parts of them. Hot path: short rows are decoded here, a call for each would cost 0.1 us."""
         if self._missing:
             data = self._put_together(data)
             if not data:
@@ -212,30 +212,31 @@ class Session(asyncio.Protocol):
         position = 0
         end = len(data)
         header = wire.HEADER
-        length_at = wire.LENGTH
         while end - position >= 5:
             kind, length = header(data, position)
             after = position + 1 + length
             if after > end:
                 break
             if kind == wire.DATA_ROW:
-                at = position + 7
-                row: dict[str, str | bytes | None] = {}
-                try:
-                    for column in self._columns or ():
-                        size = length_at(data, at)[0]
-                        at += 4
-                        if size < 0:
-                            row[column] = None
-                        elif self._binary:
-                            row[column] = data[at : at + size]
-                            at += size
-                        else:
-                            row[column] = str(data[at : at + size], "utf-8")
-                            at += size
-                except UnicodeDecodeError as error:
-                    self.fail(DatabaseError(f"the value of column {column!r} is no UTF-8: {error.reason}"))
-                self._rows.append(row)
+                if length < 256 and not self._binary:
+                    # So every value's length is in the last of its four bytes, where 255 is that of NULL, -1.
+                    at = position + 7
+                    row: dict[str, str | bytes | None] = {}
+                    try:
+                        for column in self._columns:
+                            size = data[at + 3]
+                            at += 4
+                            if size == 255:
+                                row[column] = None
+                            else:
+                                to = at + size
+                                row[column] = data[at:to].decode()
+                                at = to
+                    except UnicodeDecodeError as error:
+                        self._not_utf8(error)
+                    self._rows.append(row)
+                else:
+                    self._long_row(data, position + 7)
             elif kind == wire.READY_FOR_QUERY:
                 self._ready(data[position + 5])
             elif kind == wire.BIND_COMPLETE:
@@ -250,6 +251,26 @@ class Session(asyncio.Protocol):
             self._keep(data, position)
         elif self._rows:
             self._count(end)  # there is more to come of this result
+
+    def _long_row(self, data: bytes, at: int) -> None:
+        row: dict[str, str | bytes | None] = {}
+        length_at = wire.LENGTH
+        try:
+            for column in self._columns:
+                size = length_at(data, at)[0]
+                at += 4
+                if size < 0:
+                    row[column] = None
+                else:
+                    value = data[at : at + size]
+                    row[column] = value if self._binary else value.decode()
+                    at += size
+        except UnicodeDecodeError as error:
+            self._not_utf8(error)
+        self._rows.append(row)
+
+    def _not_utf8(self, error: UnicodeDecodeError) -> None:
+        self.fail(DatabaseError(f"a value is no UTF-8: {error.reason}"))
 
     def _message(self, kind: int, data: bytes, position: int, end: int) -> None:
         """The messages that do not come with every query."""
