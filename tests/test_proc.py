@@ -328,7 +328,7 @@ def test_a_dropped_process_is_killed_and_reaped(loop) -> None:
             "    if number not in (9, 19): signal.signal(number, signal.SIG_IGN)\n"
             'print("ready", flush=True)\n'
             "time.sleep(1000)"))
-        assert await proc.recv(100) == b"ready\n"
+        assert b"ready" in await proc.recv(100)
         os.kill(proc.pid, signal.SIGTERM)
         pid = proc.pid
         began = loop.time()
@@ -474,7 +474,7 @@ def test_out_of_descriptors(loop) -> None:
     async def main():
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         before = fds()
-        for spare in range(5):
+        for spare in (0, 1, 2, 3, 64):
             lowest = os.dup(0)
             os.close(lowest)
             resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + spare, hard))
@@ -486,7 +486,9 @@ def test_out_of_descriptors(loop) -> None:
                     assert await kore.proc("true").reap() == 0
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-            assert fds() == before
+            async with asyncio.timeout(20):
+                while fds() != before:
+                    await reactor.suspend(0)
 
     run(loop, main())
 
