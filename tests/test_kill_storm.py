@@ -203,7 +203,8 @@ def test_clients_that_leave(tmp_path, engine) -> None:
     """Handlers in every kind of wait end when their clients go, by FIN or RST; the worker is as it was before."""
     each = 160
     paths = ["/recv", "/recvmsg", "/send", "/accept", "/proc", "/reap"]
-    with serving(tmp_path, engine, APP, "kore.config.worker_rlimit_nofiles = 8192") as server:
+    options = "kore.config.worker_rlimit_nofiles = 8192\nkore.config.worker_max_connections = 2000"
+    with serving(tmp_path, engine, APP, options) as server:
         server.ask(request("/left"))
         before, fds_before = server.ask(request("/left")).body, server.fds()
         clients = [(Client(server.address), path) for path in paths for _ in range(each)]
