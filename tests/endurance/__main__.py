@@ -66,12 +66,20 @@ def prove_slow(io: str, options: argparse.Namespace, progress: Progress) -> Resu
     return slow.prove(io, connections=options.slow, progress=progress)
 
 
+def prove_storm(io: str, options: argparse.Namespace, progress: Progress) -> Result:
+    """See tests.endurance.storm."""
+    from tests.endurance import storm
+
+    return storm.prove(io, coroutines=options.coroutines, seed=options.seed, progress=progress)
+
+
 PROOFS: dict[str, tuple[Callable[[str, argparse.Namespace, Progress], Result], tuple[str, ...]]] = {
     "requests": (prove_requests, ("parser", *ENGINES)),
     "syscalls": (prove_syscalls, ENGINES),
     "deaths": (prove_deaths, ENGINES),
     "broadcast": (prove_broadcast, ENGINES),
     "slow": (prove_slow, ENGINES),
+    "storm": (prove_storm, ENGINES),
     "soak": (prove_soak, ENGINES),
 }
 
@@ -83,10 +91,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--io", help="only these: uring,epoll and for requests parser (default: all)")
     parser.add_argument("--json", type=Path, help="write the results there")
     parser.add_argument("--requests", type=int, help="requests of requests (100000) and of syscalls (20000)")
-    parser.add_argument("--seed", type=int, default=1, help="of requests and broadcast; default %(default)s")
+    parser.add_argument("--seed", type=int, default=1, help="of requests, broadcast and storm; default %(default)s")
     parser.add_argument("--clients", type=int, default=1000, help="of broadcast; default %(default)s")
     parser.add_argument("--messages", type=int, default=300, help="of broadcast, in each of 5 stretches; %(default)s")
     parser.add_argument("--slow", type=int, default=400, help="connections of slow; default %(default)s")
+    parser.add_argument("--coroutines", type=int, default=10_000, help="of storm; default %(default)s")
     parser.add_argument("--kills", type=int, default=10, help="of deaths; default %(default)s")
     parser.add_argument("--minutes", type=float, default=20, help="of soak, on each engine; default %(default)g")
     options = parser.parse_args(arguments)
@@ -101,6 +110,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--io {options.io}: nothing of {options.name} runs there")
     if options.kills < 1 or options.minutes <= 0 or (options.requests is not None and options.requests < 1):
         parser.error("--requests, --kills and --minutes must be positive")
+    if options.coroutines < 1:
+        parser.error("--coroutines must be positive")
     if not 10 <= options.clients <= 4000 or options.messages < 1 or not 1 <= options.slow <= 1500:
         parser.error("--clients must be from 10 to 4000, --slow from 1 to 1500, --messages positive")
     return options
