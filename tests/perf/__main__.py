@@ -6,6 +6,7 @@ Exit status 0 when everything asked for was measured, 1 when something could not
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -20,6 +21,7 @@ from typing import NoReturn
 
 from tests.perf import load, results
 from tests.perf.cases import CASES, IDLE_CONNECTIONS, PEERS, Case, Entry
+from tests.perf.database import database
 from tests.perf.load import LoadFailure, Measurement
 from tests.perf.servers import KINDS, ROOT, Server, StartFailure, default_python, raise_files_limit, versions
 
@@ -101,10 +103,15 @@ class Rig:
             if self.out_of_time():
                 self.results.skipped.append(f"{case.name} (out of time)")
                 continue
-            try:
+            with contextlib.ExitStack() as stack:
+                stack.callback(self.stop_all)
+                if case.needs_database and self.entries(case):
+                    try:
+                        os.environ.update(stack.enter_context(database(self.load_core)))
+                    except StartFailure as failure:
+                        self.results.missing[f"{case.name}: PostgreSQL"] = str(failure)
+                        continue
                 ways[case.how](case)
-            finally:
-                self.stop_all()
             self.progress("")
             print(results.case_table(self.results, case), end="\n\n", flush=True)
 
@@ -143,7 +150,7 @@ class Rig:
 
         if case.name == "messages":
             return True  # the generator looks at each connection's first echo itself
-        expected = BODIES["/"] if case.name in ("protocol", "streams") else BODIES[entry.path]
+        expected = BODIES.get(entry.path, BODIES["/"])
         if server.answers(entry.path) == expected:
             return True
         self.results.missing[f"{case.name}: {entry.label}"] = f"a wrong answer to {entry.path}: {server.last_words()}"

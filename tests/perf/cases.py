@@ -41,6 +41,7 @@ class Case:
     rounds_min: int = 1
     rounds_max: int = 100
     seconds_min: int = 1
+    needs_database: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,15 @@ CASES = (
     Case("messages", "echo of 125-byte WebSocket messages, 64 connections", tuple(
         Entry(name, name, "/ws", script="messages") for name in (*KORE, "websockets", "socketify")),
         short=("kore-uring", "websockets")),
+    Case("query", "SELECT 1 for each request, 64 connections, 10 to the database, which shares the generator's core", (
+        Entry("kore-uring", "kore-clients-uring", "/query"), Entry("kore-epoll", "kore-clients-epoll", "/query"),
+        Entry("uvloop", "uvloop-query")), short=(), needs_database=True),
+    Case("proc", "/bin/true for each request, 4 connections", (
+        Entry("kore-uring", "kore-clients-uring", "/proc", 4), Entry("kore-epoll", "kore-clients-epoll", "/proc", 4),
+        Entry("uvloop", "uvloop-proc", "/", 4)), short=()),
+    Case("fastapi", "FastAPI, 11 bytes of text, 64 connections", (
+        Entry("kore-uring", "kore-fastapi-uring"), Entry("kore-epoll", "kore-fastapi-epoll"),
+        Entry("uvicorn", "uvicorn-fastapi")), short=("kore-fastapi-uring", "uvicorn-fastapi")),
     Case("upload", "an upload of 1 GiB, to disk", tuple(Entry(name, name, "/upload") for name in KORE), how="upload",
          short=(), rounds_max=1),
 )
@@ -122,6 +132,9 @@ TARGETS = (
     Target("64 KiB static file, by nginx with sendfile", "file64k", "kore-uring", "nginx", 0.9, 1.1),
     Target("WebSocket echo, by websockets", "messages", "kore-uring", "websockets", 3.0, None),
     Target("WebSocket echo, by socketify", "messages", "kore-uring", "socketify", None, 1.0),
+    Target("SELECT 1, by asyncpg on uvloop without HTTP", "query", "kore-uring", "uvloop", 1.0, 1.3),
+    Target("children, by uvloop without HTTP", "proc", "kore-uring", "uvloop", 1.0, None),
+    Target("FastAPI, by uvicorn", "fastapi", "kore-uring", "uvicorn", 1.1, None),
     Target("1 GiB uploaded: bytes of memory more", "upload", "kore-uring", "", 4 << 20, None, "upload_growth"),
     Target("10,000 idle: bytes each in the worker", "idle", "kore-uring", "", 4096, 2048, "idle_bytes"),
     Target("10,000 idle: throughput on 64 others, by before", "idle", "kore-uring", "", 0.9, None, "idle_rate"),

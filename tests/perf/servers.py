@@ -103,6 +103,19 @@ def kore(python: str, port: int, folder: Path) -> list[str]:
     return [python, "-m", "kore", str(APPS / "kore_app.py"), str(port)]
 
 
+def own_app(name: str) -> Callable[[str, int, Path], list[str]]:
+    """The server of this repository with another application."""
+    return lambda python, port, folder: [python, "-m", "kore", str(APPS / name), str(port)]
+
+
+def uvicorn(app: str) -> Callable[[str, int, Path], list[str]]:
+    """An ASGI application on uvicorn."""
+    return lambda python, port, folder: [
+        python, "-m", "uvicorn", "--host", "127.0.0.1", "--port", str(port), "--loop", "uvloop", "--http", "httptools",
+        "--ws", "none", "--lifespan", "off", "--no-access-log", "--log-level", "warning", "--backlog", "4096",
+        "--timeout-keep-alive", "600", app]
+
+
 KINDS = {kind.name: kind for kind in (
     Kind("kore-uring", "kore on io_uring", kore, {"KORE_IO": "uring"}),
     Kind("kore-epoll", "kore on epoll", kore, {"KORE_IO": "epoll"}),
@@ -115,10 +128,11 @@ KINDS = {kind.name: kind for kind in (
         python, "-m", "granian", "--interface", "rsgi", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
         "--runtime-threads", "1", "--runtime-mode", "st", "--loop", "uvloop", "--http", "1", "--no-ws",
         "--backlog", "4096", "--backpressure", "16384", "--log-level", "warning", "rsgi_app:app"]),
-    Kind("uvicorn", "uvicorn (uvloop, httptools)", lambda python, port, folder: [
-        python, "-m", "uvicorn", "--host", "127.0.0.1", "--port", str(port), "--loop", "uvloop", "--http", "httptools",
-        "--ws", "none", "--lifespan", "off", "--no-access-log", "--log-level", "warning", "--backlog", "4096",
-        "--timeout-keep-alive", "600", "asgi_app:app"]),
+    Kind("uvicorn", "uvicorn (uvloop, httptools)", uvicorn("asgi_app:app")),
+    *(Kind(f"kore-{app}-{engine}", f"kore on {engine}, {app}_app.py", own_app(f"{app}_app.py"), {"KORE_IO": engine})
+      for app in ("clients", "fastapi") for engine in ("uring", "epoll")),
+    Kind("uvicorn-fastapi", "uvicorn (uvloop, httptools), FastAPI", uvicorn("fastapi_app:app")),
+    *(Kind(f"uvloop-{kind}", f"asyncio on uvloop, {kind}", echo("uvloop", kind)) for kind in ("query", "proc")),
     *(Kind(f"{loop}-{kind}" + (f"-{engine}" if engine else ""), f"asyncio {kind} on {loop} {engine}".strip(),
            echo(loop, kind), {"KORE_IO": engine} if engine else {})
       for kind in ("protocol", "streams")
@@ -303,7 +317,7 @@ def versions(python: str) -> dict[str, str]:
     code = (
         "import sys, importlib.metadata as m\n"
         "print('python', sys.version.split()[0])\n"
-        "for name in 'uvloop httptools uvicorn granian fastwsgi socketify websockets'.split():\n"
+        "for name in 'uvloop httptools uvicorn granian fastwsgi socketify websockets asyncpg fastapi'.split():\n"
         "    try: print(name, m.version(name))\n"
         "    except m.PackageNotFoundError: print(name, 'missing')\n"
     )
