@@ -63,6 +63,7 @@ class Result(unittest.TestResult):
         super().__init__()
         self.made = made
         self.before = 0
+        self.began = time.monotonic()
         self.end: tuple[str, str] = ("ok", "")
 
     def startTest(self, test):

@@ -46,6 +46,9 @@ class FakeDriver:
         if timeout:
             self.loop.now += timeout
 
+    def submit(self) -> None:
+        pass
+
     def wake(self) -> None:
         pass
 

@@ -60,6 +60,8 @@ class Loop(Connections, Sockets, Subprocesses):
             super().run_forever()
         finally:
             self._sleep_on_signals(previous)
+            # What the last turn closed is closed for the others too, though no turn follows.
+            self._driver.submit()
 
     def _run_once(self) -> None:
         # Called by asyncio's run_forever for every turn. Hot path: handles are run here and not by a method of theirs,

@@ -110,8 +110,13 @@ class PolledTransport(asyncio.BaseTransport):
     def _ready_to_read(self, result: int) -> None:
         if result < 0:
             self._reading = None  # the fd was closed under our feet: nothing will come of it any more
-            return
-        self._call(self._readable)
+        else:
+            # As asyncio does: after what was ready before, and not in the middle of the driver's turn.
+            self._loop.call_soon(self._read_now)
+
+    def _read_now(self) -> None:
+        if self._reading is not None:
+            self._call(self._readable)
 
     def _call(self, method: Callable[[], None]) -> None:
         try:
@@ -171,6 +176,9 @@ class PolledWriter(PolledTransport, FlowControl):
         self._writing = self._loop._driver.poll(self._fd, select.POLLOUT, self._ready_to_write)
 
     def _ready_to_write(self, _result: int) -> None:
+        self._loop.call_soon(self._write_now)
+
+    def _write_now(self) -> None:
         self._writing = None
         if not self._lost:
             self._call(self._writable)

@@ -34,7 +34,6 @@ from kore.uring.probe import require_operations
 from kore.uring.ring import HINTS, Ring
 from kore.uring.stream import HANGUP, KEY_MASK, REST, SEND, SEND_NOW, UringStream
 from kore.uring.structures import (
-    IORING_OP_CLOSE,
     IORING_OP_CONNECT,
     IORING_OP_POLL_ADD,
     IORING_OP_READ,
@@ -348,7 +347,8 @@ class UringDriver:
 
     def submit(self) -> None:
         """See kore.driver.Driver. Completions stay where they are until the next wait."""
-        self.ring.enter(0, 0.0)
+        if not self.closed:
+            self.ring.enter(0, 0.0)
 
     def wake(self) -> None:
         """See kore.driver.Driver."""
@@ -425,13 +425,6 @@ class UringDriver:
         self.push(IORING_OP_SEND, 0, 0, fd, 0, _address(data), len(data), socket.MSG_NOSIGNAL, operation.key)
         return operation
 
-    def sendmsg(self, fd: int, buffers: Sequence[bytes], callback: Result) -> UringOperation:
-        """See kore.driver.Driver."""
-        address, keep = _msghdr([bytes(data) for data in buffers])
-        operation = UringOperation(self, callback, keep)
-        self.push(IORING_OP_SENDMSG, 0, 0, fd, 0, address, 1, socket.MSG_NOSIGNAL, operation.key)
-        return operation
-
     def sendto(self, sock: socket.socket, data: bytes, address: Any, callback: Result) -> UringOperation:
         """See kore.driver.Driver."""
         packed = sockaddr(sock.family, address)
@@ -477,9 +470,3 @@ class UringDriver:
     def splice(self, fd_in: int, offset_in: int, fd_out: int, length: int, callback: Result) -> SpliceOperation:
         """See kore.driver.Driver."""
         return SpliceOperation(self, callback, (fd_in, offset_in, fd_out, length))
-
-    def close_fd(self, fd: int, callback: Result) -> UringOperation:
-        """See kore.driver.Driver."""
-        operation = UringOperation(self, callback)
-        self.push(IORING_OP_CLOSE, 0, 0, fd, 0, 0, 0, 0, operation.key)
-        return operation
