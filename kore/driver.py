@@ -15,7 +15,7 @@ Callbacks run inside ``Driver.wait`` and never inside the call that caused them.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from socket import SCM_RIGHTS, SOL_SOCKET, socket
 from typing import Any, Protocol
 
@@ -193,9 +193,6 @@ class Driver(Protocol):
     def send(self, fd: int, data: bytes, callback: Result) -> Operation:
         """Send once; the number of bytes taken."""
 
-    def sendmsg(self, fd: int, buffers: Sequence[bytes], callback: Result) -> Operation:
-        """Send several buffers in one go; the number of bytes taken."""
-
     def sendto(self, sock: socket, data: bytes, address: Any, callback: Result) -> Operation:
         """Send once to a numeric address as `socket.sendto` takes it; the number of bytes taken.
 
@@ -219,6 +216,3 @@ class Driver(Protocol):
 
     def splice(self, fd_in: int, offset_in: int, fd_out: int, length: int, callback: Result) -> Operation:
         """Move bytes between a pipe and another fd (offset -1: none); the number of bytes moved."""
-
-    def close_fd(self, fd: int, callback: Result) -> Operation:
-        """close(2)."""

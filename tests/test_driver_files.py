@@ -1,4 +1,4 @@
-"""Operations of the driver contract on any fd: poll, read, write, splice and close, on every engine."""
+"""Operations of the driver contract on any fd: poll, read, write and splice, on every engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from driver_harness import (
     ENGINES,
     SECONDS_MAX,
     Results,
-    fds,
     open_driver,
     own,
     processor_time,
@@ -337,18 +336,6 @@ def test_splice_needs_a_pipe(driver, pair, tmp_path) -> None:
     driver.splice(pair[0].fileno(), -1, pair[1].fileno(), 10, results)
     run(driver, lambda: results)
     assert results == [-errno.EINVAL]
-
-
-def test_close(driver, pair) -> None:
-    """close(2) as an operation; -EBADF as a result."""
-    results = Results()
-    number = pair[0].detach()
-    driver.close_fd(number, results)
-    run(driver, lambda: results)
-    assert number not in fds()
-    driver.close_fd(number, results)
-    run(driver, lambda: len(results) == 2)
-    assert results == [0, -errno.EBADF]
 
 
 def test_write_to_a_pipe(driver, pipe) -> None:

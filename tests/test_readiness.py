@@ -190,17 +190,6 @@ def test_a_poll_left_on_a_closed_fd(driver, pair) -> None:
     other.close()
 
 
-def test_close_fd_ends_what_waits_on_it(driver, pair) -> None:
-    """Operations on an fd that the driver closes get -ECANCELED, and do not wait for ever."""
-    near, _ = pair
-    waiting, closed = Results(), Results()
-    driver.receive(near.fileno(), 10, waiting)
-    turns(driver)
-    driver.close_fd(near.detach(), closed)
-    run(driver, lambda: waiting and closed)
-    assert (waiting, closed) == ([-errno.ECANCELED], [0])
-
-
 def test_operations_on_a_stream_that_ends(driver, pair) -> None:
     """An operation on the fd of a stream ends with it."""
     near, _ = pair

@@ -33,7 +33,7 @@ from kore.readiness.operation import (
     Trying,
     Waiting,
 )
-from kore.readiness.stream import IOV_MAX, READ_BYTES_MAX, ReadinessStream
+from kore.readiness.stream import READ_BYTES_MAX, ReadinessStream
 from kore.readiness.watch import NOT_REGISTERED, Entry, Poller, Watch, arm
 
 EVENTS_MAX = 512
@@ -335,11 +335,6 @@ class ReadinessDriver:
         """See kore.driver.Driver. The fd must be non-blocking."""
         return self.begin(Trying(self, callback, fd, POLLOUT, lambda _: os.write(fd, data)))
 
-    def sendmsg(self, fd: int, buffers: Sequence[bytes], callback: Result) -> Operation:
-        """See kore.driver.Driver. The fd must be non-blocking."""
-        pieces = buffers[:IOV_MAX]
-        return self.begin(Trying(self, callback, fd, POLLOUT, lambda _: os.writev(fd, pieces)))
-
     def sendto(self, sock: socket, data: bytes, address: Any, callback: Result) -> Operation:
         """See kore.driver.Driver. The socket must be non-blocking."""
         return self.begin(SendTo(self, callback, sock, data, address))
@@ -379,19 +374,6 @@ class ReadinessDriver:
         if not hasattr(os, "splice"):
             return self.begin(Instant(self, callback, lambda: -errno.ENOSYS))
         return self.begin(Splice(self, callback, fd_in, offset_in, fd_out, length))
-
-    def close_fd(self, fd: int, callback: Result) -> Operation:
-        """See kore.driver.Driver. Operations that wait on it get -ECANCELED."""
-        return self.begin(Instant(self, callback, lambda: self.close_now(fd)))
-
-    def close_now(self, fd: int) -> None:
-        """Close an fd and end what waits on it."""
-        entry = self.table.get(fd)
-        if entry is not None:
-            assert not isinstance(entry, ReadinessStream), f"fd {fd} is a stream: its close() is the way"
-            for waiter in entry.waiters:
-                waiter.cancel()
-        os.close(fd)
 
 
 class Alarm:
