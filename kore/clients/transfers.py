@@ -171,7 +171,6 @@ class Transfers:
         return result
 
     def _abandon(self, easy: Any) -> None:
-        self._note_resolver(easy)
         self._abandoned.append(easy)
         if not self._called:
             self._settle()
@@ -219,6 +218,7 @@ class Transfers:
     def _settle(self) -> None:
         while self._abandoned:
             easy = self._abandoned.pop()
+            self._note_resolver(easy)
             self._call(self._multi.remove_handle, easy)
 
     # What libcurl asks for.
