@@ -347,7 +347,8 @@ class UringDriver:
 
     def submit(self) -> None:
         """See kore.driver.Driver. Completions stay where they are until the next wait."""
-        self.ring.enter(0, 0.0)
+        if not self.closed:
+            self.ring.enter(0, 0.0)
 
     def wake(self) -> None:
         """See kore.driver.Driver."""
