@@ -33,9 +33,10 @@ from transfer_harness import (
 
 import kore
 from kore.clients import transfers
+from kore.version import __version__
+from tests.http_server_harness import Client, serving
 from tests.http_server_harness import request as http_request
-from tests.http_server_harness import serving
-from tests.support import SECONDS
+from tests.support import READY, SECONDS, SERVER_APP, free_port, skip_unless, starter
 
 pytest.importorskip("pycurl")
 
@@ -291,10 +292,24 @@ def test_sockets_of_transfers_are_not_inherited_by_children(loop):
 # In a worker.
 
 WORKER = '''
+client = kore.httpclient("{url}")  # in the parent, before there are workers
+handle = kore.curl("{url}")
+handle.setopt(kore.CURLOPT_USERAGENT, "a handle of the parent")
+
 @kore.route("/fetch", methods=["get"])
 async def fetch(req):
-    status, body = await kore.httpclient("{url}").get()
+    status, body = await client.get()
     req.response(status, body)
+
+@kore.route("/handle", methods=["get"])
+async def by_handle(req):
+    req.response(200, await handle.run())
+
+@kore.route("/itself", methods=["get"])
+async def itself(req):
+    port = req.request_header("x-port")
+    answers = await kore.gather(*(kore.httpclient(f"http://127.0.0.1:{port}/pid").get() for _ in range(10)))
+    req.response(200, b" ".join(body for status, body in answers))
 
 @kore.route("/stuck", methods=["get"])
 async def stuck(req):
@@ -345,6 +360,31 @@ def test_handlers_transfer_and_clients_that_leave_end_that(engine, tmp_path: Pat
         wait_until(lambda: other.left == 20, "the other server sees their ends")
         server.settle(fds)
         server.unharmed()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_was_made_in_the_parent_runs_in_every_worker(engine, tmp_path: Path):
+    with peer(served) as other, starter(tmp_path) as start:
+        skip_unless(engine)
+        program = start.serve(WORKER.replace("{url}", other.url), workers=2, io=engine)
+        pids = set()
+        end = time.monotonic() + SECONDS
+        while len(pids) < 2 and time.monotonic() < end:
+            with Client(program.address) as client:
+                for path in ("/fetch", "/handle", "/handle"):
+                    assert client.ask(http_request(path)).body == b"from the other server"
+                pids.add(client.ask(http_request("/pid")).body)
+        assert len(pids) == 2
+        assert {r.fields["user-agent"] for r in other.requests} == {f"kore/{__version__}", "a handle of the parent"}
+        assert other.connections <= 2  # each worker has its own
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_worker_asks_itself(engine, tmp_path: Path):
+    """Nothing of a transfer blocks the worker, or it could not answer its own request."""
+    with peer(served) as other, serving(tmp_path, engine, WORKER.replace("{url}", other.url)) as server:
+        found = server.ask(http_request("/itself", f"X-Port: {server.address[1]}"))
+        assert found.body.split() == [str(server.pid).encode()] * 10
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -406,8 +446,6 @@ def test_a_name_server_that_never_answers_stops_nobody(engine, tmp_path: Path):
 
 
 def _silent(engine: str, folder: Path, prefix: list[str], url: str) -> None:
-    from tests.support import READY, SERVER_APP, free_port, starter
-
     port = free_port()
     app = SERVER_APP.format(
         text=WORKER.replace("{url}", url), workers=1, options="kore.config.curl_timeout = 2", port=port,
@@ -416,8 +454,6 @@ def _silent(engine: str, folder: Path, prefix: list[str], url: str) -> None:
     with starter(folder) as start:
         program = start.command(*prefix, "-m", "kore", "app.py", environment={"KORE_IO": engine})
         program.wait_for(READY)
-        from tests.http_server_harness import Client
-
         begun_at = time.monotonic()
         clients = [Client(("127.0.0.1", port)) for _ in range(30)]
         for client in clients:

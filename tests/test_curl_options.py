@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from types import SimpleNamespace
+
 import pytest
 
 import kore
@@ -58,7 +62,8 @@ def outcome(number: int, value: object) -> str:
 
 
 @pytest.mark.parametrize("name", [NAMES[number] for number in sorted(TEXTS)])
-def test_texts(name):
+def test_texts(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some name files, which libcurl writes when the handle goes
     said = outcome(getattr(kore, name), "1")
     assert not said or (name in OPTIONAL and "libcurl error" in said), said
     assert "is a str, not int" in outcome(getattr(kore, name), 1)
@@ -125,3 +130,31 @@ def test_the_handle_inside_is_found_by_its_magic_number():
     handles = [pycurl.Curl() for _ in range(3)]
     assert len({easy._handle(handle) for handle in handles} - {None}) == 3
     assert easy._handle(pycurl.CurlMulti()) is None
+
+
+def test_where_pycurl_is_missing_the_first_use_says_what_to_install():
+    code = """
+import sys
+sys.modules["pycurl"] = None  # how Python marks a module that can't be imported
+import kore
+from kore import *
+for make in (kore.curl, kore.httpclient):
+    try:
+        make("http://localhost/")
+    except RuntimeError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.count("pip install 'kore[transfers]'") == 2
+
+
+def test_a_libcurl_that_would_block_is_refused(monkeypatch):
+    """One that resolves names in the calling thread: no such build is at hand, so this stands in for it."""
+    built = SimpleNamespace(version="PycURL/1", version_info=lambda: (1, "1", 0, "", 0), VERSION_ASYNCHDNS=1 << 7)
+    monkeypatch.setitem(sys.modules, "pycurl", built)
+    easy.pycurl.cache_clear()
+    try:
+        with pytest.raises(RuntimeError, match="AsynchDNS"):
+            kore.curl("http://localhost/")
+    finally:
+        easy.pycurl.cache_clear()

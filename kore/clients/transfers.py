@@ -88,7 +88,10 @@ async def perform(easy: Any, url: str) -> bytes:
     transfers = of_loop(asyncio.get_running_loop())
     sink = Sink(limits.curl_recv_max)
     easy.setopt(pycurl().WRITEFUNCTION, sink.write)
-    code, reason = await transfers.run(easy)
+    try:
+        code, reason = await transfers.run(easy)
+    except transfers.error as exc:
+        raise RuntimeError(f"{url}: the transfer can't begin: {exc.args[-1]}") from None
     if sink.full:
         raise RuntimeError(f"{url}: the server sent more than curl_recv_max allows ({sink.bytes_max} bytes)")
     if code:
@@ -118,7 +121,7 @@ class Transfers:
         curl = pycurl()
         self._loop = loop
         self._driver: Driver = loop.driver
-        self._error: type[Exception] = curl.error
+        self.error: type[Exception] = curl.error
         self._name_time: int = curl.NAMELOOKUP_TIME
         self._timed_out: int = curl.SOCKET_TIMEOUT
         self._context = Context()  # timers must not keep that of the handler which happens to begin a transfer
@@ -153,7 +156,7 @@ class Transfers:
     # Transfers.
 
     async def run(self, easy: Any) -> tuple[int, str]:
-        """Run the transfer of `easy`: libcurl's error number (0: none) and its reason. RuntimeError if it can't begin.
+        """Run the transfer of `easy`: libcurl's error number (0: none) and its reason; `error` if it can't begin.
 
         Left in any other way, killed or cancelled, the transfer is over and its socket closed.
         """
@@ -162,9 +165,9 @@ class Transfers:
         try:
             self._call(self._multi.add_handle, easy)
             result: tuple[int, str] = await future
-        except self._error as exc:
+        except self.error:
             self._waiting.pop(easy, None)
-            raise RuntimeError(f"the transfer can't begin: {exc.args[-1]}") from None
+            raise
         finally:
             if self._waiting.pop(easy, None) is not None:
                 self._abandon(easy)
