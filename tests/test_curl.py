@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import os
+import socket
 import threading
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from transfer_harness import (
 import kore
 from kore.version import __version__
 
-pytest.importorskip("pycurl")
+pycurl = pytest.importorskip("pycurl")
 
 
 @pytest.fixture(params=ENGINES)
@@ -408,3 +409,34 @@ def test_cookies_stay_with_their_handle(loop):
         assert [run(loop, handle.run()) for _ in range(2)] == [b"none", b"a=b"]
         assert fetch(loop, server.url) == b"none"
         assert fetch(loop, server.url, (kore.CURLOPT_COOKIEFILE, "")) == b"none"
+
+
+def test_no_protocol_makes_the_worker_wait(loop):
+    """A server that takes the connection and says nothing, for each protocol but telnet: others go on meanwhile."""
+    schemes = [name for name in pycurl.version_info()[8] if name not in ("file", "telnet")]
+    turns = 0
+
+    async def turning():
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0.01)
+            turns += 1
+
+    async def ask(url):
+        handle = kore.curl(url)
+        handle.setopt(kore.CURLOPT_TIMEOUT_MS, 700)
+        return await handle.run()
+
+    async def all_of_them(port):
+        other = loop.start(turning())
+        results = await kore.gather(*(ask(f"{scheme}://127.0.0.1:{port}/x") for scheme in schemes))
+        other.kill()
+        return results
+
+    with socket.create_server(("127.0.0.1", 0)) as silent, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
+        datagrams.bind(silent.getsockname())  # for tftp
+        results = run(loop, all_of_them(silent.getsockname()[1]))
+    assert len(schemes) > 5
+    assert turns > 10
+    for scheme, result in zip(schemes, results, strict=True):
+        assert "libcurl error 28" in str(result), scheme
