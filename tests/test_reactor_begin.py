@@ -43,7 +43,7 @@ def test_begin_runs_a_coroutine_that_does_not_wait_to_its_end(loop):
     assert seen[1][0] == seen[0][0] + 1
     with pytest.raises(RuntimeError):
         soon(loop, reactor.task_id)
-    assert soon(loop, asyncio.current_task).get_coro() is None
+    assert soon(loop, asyncio.current_task) is None
 
 
 def test_begin_raises_what_the_first_step_raises(loop, log):
@@ -56,7 +56,62 @@ def test_begin_raises_what_the_first_step_raises(loop, log):
             soon(loop, begin_telling, loop, handler(), ends.append)
     assert ends == []
     assert log == []
-    assert soon(loop, asyncio.current_task).get_coro() is None
+    assert soon(loop, asyncio.current_task) is None
+
+
+def test_the_clean_up_of_a_killed_task_may_begin_a_handler(loop):
+    """Killed by a callback of the driver, the handler is not taken for the one killed, nor the next one."""
+    seen = []
+
+    async def handler():
+        seen.append(asyncio.current_task())
+
+    async def victim():
+        try:
+            await forever()
+        finally:
+            loop.begin(handler())
+            seen.append(asyncio.current_task())
+
+    task = loop.start(victim())
+    loop.run_until_complete(asyncio.sleep(0))
+
+    def kill():
+        task.kill()
+        loop.begin(handler())
+
+    soon(loop, kill)
+    begun, killed, next_one = seen
+    assert killed is task
+    assert len({begun, killed, next_one}) == 3
+    assert soon(loop, asyncio.current_task) is None
+
+
+def test_protocols_of_asyncio_have_no_current_task(loop):
+    """In a turn without handlers it is None, as on asyncio's own loops."""
+    seen = []
+
+    class Asking(asyncio.Protocol):
+        def connection_made(self, transport):
+            seen.append(asyncio.current_task())
+
+        data_received = eof_received = connection_lost = lambda self, *_: seen.append(asyncio.current_task())
+
+    async def main():
+        server = await loop.create_server(Asking, "127.0.0.1", 0)
+        _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer.write(b"x")
+        await writer.drain()
+        while len(seen) < 2:
+            await asyncio.sleep(0)
+        writer.close()
+        await writer.wait_closed()
+        while len(seen) < 4:
+            await asyncio.sleep(0)
+        server.close()
+
+    run(loop, main())
+    assert seen == [None] * 4
 
 
 def test_begin_makes_a_task_of_a_coroutine_that_waits(loop):

@@ -156,7 +156,8 @@ class Connections(Base):
             ssl_handshake_timeout,  # type: ignore[arg-type]
             ssl_shutdown_timeout,
         )
-        self._make_socket_transport(rawsock, tls, extra=extra, server=server)
+        transport = self._make_socket_transport(rawsock, tls, extra=extra, server=server)
+        self.call_soon(_abort_if_closed, tls, transport)
         return tls._app_transport
 
     def _start_serving(
@@ -285,6 +286,12 @@ class Connections(Base):
         if start_serving:
             await server.start_serving()
         return server
+
+
+def _abort_if_closed(tls: Any, transport: StreamTransport) -> None:
+    """For who was killed before TLS began: asyncio takes no notice of a close() then, and would wait for the peer."""
+    if tls._app_transport is not None and tls._app_transport._closed:
+        transport.abort()
 
 
 def _check_timeouts(ssl: Any, handshake: float | None, shutdown: float | None) -> None:
