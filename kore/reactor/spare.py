@@ -106,6 +106,7 @@ def first_steps(loop: Any) -> FirstSteps:
     Closures and not methods, since their cells are what they need most, and the spare is entered once a turn, not for
     each step: `begin` takes 0.2 us over the coroutine itself.
     """
+    # Hot path, the 0.2 us above: five closures in one function, since they share its cells.
     running: Any = _ABSENT  # None: the spare is current, and free
     context = copy_context()
 
