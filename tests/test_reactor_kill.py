@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import re
 import sys
+import types
 import weakref
 
 import pytest
@@ -13,6 +15,18 @@ from reactor_harness import ENGINES, begin_telling, forever, open_loop, run, soo
 
 from kore import reactor
 from kore.reactor import tasks, trace
+
+LIBRARY = """
+import asyncio
+
+async def wait(inner, order):
+    try:
+        await inner
+    except BaseException as error:
+        order.append(type(error))
+        await asyncio.sleep(0)
+        raise ValueError("as libraries do")
+"""
 
 
 @pytest.fixture(params=ENGINES)
@@ -137,8 +151,10 @@ def test_swallowing_and_ignoring_generator_exit(loop, log, monkeypatch):
         try:
             await forever()
         finally:
-            await reactor.suspend(1)
-            seen.append("never")
+            for _ in range(2):
+                with contextlib.suppress(GeneratorExit):
+                    await reactor.suspend(3600000)
+                    seen.append("never")
 
     async def fails():
         try:
@@ -151,6 +167,7 @@ def test_swallowing_and_ignoring_generator_exit(loop, log, monkeypatch):
             number = reactor.task_create(coro)
             await reactor.suspend(0)
             assert reactor.task_kill(number)
+            reactor.task_kill(number)  # to give up a clean-up that waits
         del coro
         await reactor.suspend(3)
 
@@ -159,6 +176,164 @@ def test_swallowing_and_ignoring_generator_exit(loop, log, monkeypatch):
     assert seen == []
     assert [str(exc) for exc in ignored] == ["coroutine ignored GeneratorExit"]
     assert log.texts == ["coroutine: uncaught exception: KeyError('clean-up')"]
+
+
+def awaited(order):
+    """Coroutines that await each other in several ways, each with a clean-up that waits and then says so."""
+
+    async def coroutine():
+        try:
+            await forever()
+        except GeneratorExit:
+            await reactor.suspend(1)
+            order.append("coroutine")
+            raise
+
+    async def locked():
+        async with reactor.lock():
+            try:
+                await coroutine()
+            finally:
+                async with asyncio.timeout(5):
+                    await asyncio.sleep(0.001)
+                order.append(reactor.task_id())
+
+    @types.coroutine
+    def generator():
+        try:
+            yield from locked()
+        finally:
+            order.append("generator")
+
+    async def wrapped():
+        try:
+            await generator()
+        finally:
+            await asyncio.sleep(0)
+            order.append("wrapped")
+
+    class Awaitable:
+        def __await__(self):
+            return wrapped().__await__()
+
+    return Awaitable()
+
+
+def nested(order):
+    """The same within asynchronous generators."""
+
+    @contextlib.asynccontextmanager
+    async def context():
+        try:
+            await awaited(order)
+            yield
+        finally:
+            await asyncio.sleep(0)
+            order.append("context")
+
+    async def items():
+        try:
+            async with context():
+                yield 1
+        finally:
+            await asyncio.sleep(0)
+            order.append("items")
+
+    async def outer():
+        try:
+            async for _ in items():
+                pass
+        finally:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.001):
+                    await forever()
+            order.append("outer")
+
+    return outer()
+
+
+def test_a_clean_up_that_waits(loop, log):
+    """It runs to its end, frame by frame from the innermost out, as the same task; then the end is told."""
+    order = []
+    ends = []
+
+    async def main():
+        task = loop.start(nested(order), ends.append)
+        number = task._id
+        await reactor.suspend(0)
+        assert reactor.task_kill(number)
+        assert not ends
+        while not task.done():
+            await reactor.suspend(1)
+        assert order == ["coroutine", number, "generator", "wrapped", "context", "items", "outer"]
+        assert not reactor.task_kill(number)
+
+    run(loop, main())
+    assert len(ends) == 1
+    assert isinstance(ends[0], GeneratorExit)
+    assert log == []
+
+
+def test_libraries_are_cancelled(loop, log):
+    """Where the application waits for a library of asyncio that has CancelledError, the application GeneratorExit."""
+    order = []
+    namespace = {}
+    exec(compile(LIBRARY, "/usr/lib/python3/dist-packages/some/library.py", "exec"), namespace)
+    wait = namespace["wait"]
+
+    async def inner():
+        try:
+            await forever()
+        except BaseException as error:
+            order.append(type(error))
+            raise
+
+    async def outer():
+        try:
+            await wait(wait(inner(), order), order)
+        except BaseException as error:
+            order.append(type(error))
+            raise
+
+    async def main():
+        task = loop.start(outer())
+        await reactor.suspend(0)
+        task.kill()
+        while not task.done():
+            await reactor.suspend(1)
+
+    run(loop, main())
+    assert order == [asyncio.CancelledError, asyncio.CancelledError, ValueError, GeneratorExit]
+    assert log == []
+
+
+def test_a_clean_up_that_waits_for_ever_is_given_up(loop, log, monkeypatch):
+    ignored = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda arguments: ignored.append(str(arguments.exc_value)))
+    monkeypatch.setattr(tasks, "CLEANUP_SECONDS_MAX", 0.01)
+    seen = []
+
+    async def stuck():
+        try:
+            await forever()
+        finally:
+            try:
+                await forever()
+            finally:
+                seen.append("given up")
+
+    async def main():
+        task = loop.start(stuck(), seen.append)
+        await reactor.suspend(0)
+        task.kill()
+        assert seen == []
+        while not task.done():
+            await reactor.suspend(1)
+
+    run(loop, main())
+    assert seen[0] == "given up"
+    assert isinstance(seen[1], GeneratorExit)
+    assert ignored == []
 
 
 def test_a_killed_handler_tells_its_server(loop, log):

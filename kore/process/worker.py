@@ -309,11 +309,14 @@ class Worker:
                 self.loop.run_until_complete(asyncio.wait(cancelled, timeout=CANCEL_SECONDS_MAX))
             for task in list(tasks.live.values()):
                 _guarded(task.kill)
-            left = [task for task in asyncio.all_tasks(self.loop) if not task.done()]
+            dying: list[Any] = list(tasks.live.values())  # their clean-up waits for something
+            left = [task for task in asyncio.all_tasks(self.loop) if not task.done() and task not in dying]
             for other in left:
                 other.cancel()
-            if left:
-                self.loop.run_until_complete(asyncio.wait(left, timeout=CANCEL_SECONDS_MAX))
+            if left or dying:
+                self.loop.run_until_complete(asyncio.wait([*left, *dying], timeout=CANCEL_SECONDS_MAX))
+            for task in list(tasks.live.values()):
+                _guarded(task.kill)
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
         finally:
             self.post.close()

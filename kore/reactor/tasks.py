@@ -21,6 +21,7 @@ from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, cast
 
 from kore.reactor import trace
+from kore.reactor.unwinding import Unwinding
 
 if TYPE_CHECKING:
     from kore.reactor.locks import PyLock
@@ -34,6 +35,11 @@ register_task: Callable[[Any], None] = asyncio_tasks._register_task
 Coroutine = abc.Coroutine[Any, Any, Any]
 OnEnd = Callable[[BaseException | None], object]
 """Hears once of the end of a task: None, or the exception it ended with (GeneratorExit when it was killed)."""
+
+CLEANUP_SECONDS_MAX = 10.0
+"""What a killed coroutine is given for a clean-up that waits."""
+
+_NOTHING: Any = object()
 
 _TASK_ID_MASK = 2**64 - 1  # the reference's ids are unsigned 64-bit numbers that wrap
 
@@ -258,19 +264,20 @@ class Task(asyncio.Future[Any]):
     def kill(self) -> None:
         """Close the coroutine now: GeneratorExit at its await, its clean-up run, its pending wait cancelled.
 
+        A clean-up that waits for something goes on as this task, for CLEANUP_SECONDS_MAX; killed again it is given up.
         Raises RuntimeError when it is the one running. A task that has ended is left alone.
         """
         if self.done():
             return
         loop = self._loop
-        coro = self._coro
         current = asyncio.current_task(loop)
-        if current is cast("Any", self) or coro.cr_running:
+        if current is cast("Any", self) or self._coro.cr_running:
             raise RuntimeError("a coroutine cannot kill itself")
         waiter = self._fut_waiter
         if waiter is not None:
             self._fut_waiter = None
             waiter.remove_done_callback(self._wakeup)
+            waiter.add_done_callback(_heard)
             waiter.cancel()
         _trace_killed(self)
         outside = events._get_running_loop() is None
@@ -281,19 +288,44 @@ class Task(asyncio.Future[Any]):
             leave_task(loop, current)
         enter_task(loop, self)
         try:
-            self._context.run(coro.close)
-        except BaseException as exc:  # noqa: BLE001 - it belongs to nobody: the coroutine is gone, the killer not at fault
-            if isinstance(exc, RuntimeError) and exc.args == ("coroutine ignored GeneratorExit",):
-                trace.report_unraisable(exc)
-            else:
-                trace.report_exception("coroutine", exc)
+            waited = self._close()
         finally:
             leave_task(loop, self)
             if current is not None:
                 enter_task(loop, current)
             if outside:
                 events._set_running_loop(None)
-        self._end(None, GeneratorExit())
+        if waited is _NOTHING:
+            self._end(None, GeneratorExit())
+        else:
+            self._must_cancel = False
+            self._wait_for(waited)
+            timer = loop.call_later(CLEANUP_SECONDS_MAX, self.kill)
+            self.add_done_callback(lambda _: timer.cancel())
+
+    def _close(self) -> Any:
+        """Close the coroutine: what its clean-up waits for, _NOTHING when it is over. The second time it may not."""
+        coro = self._coro
+        try:
+            if isinstance(coro, Unwinding):
+                self._context.run(coro.close)
+            else:
+                self._coro = unwinding = Unwinding(coro)
+                return self._context.run(unwinding.begin)
+        except GeneratorExit:
+            pass
+        except BaseException as exc:  # noqa: BLE001 - it belongs to nobody: the coroutine is gone, the killer not at fault
+            if isinstance(exc, RuntimeError) and "ignored GeneratorExit" in str(exc):
+                trace.report_unraisable(exc)
+            else:
+                trace.report_exception("coroutine", exc)
+        return _NOTHING
+
+
+def _heard(future: Any) -> None:
+    """Nobody is left whom it would concern how this ended."""
+    if not future.cancelled():
+        future.exception()
 
 
 _plain_step = Task._step
