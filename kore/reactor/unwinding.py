@@ -82,12 +82,17 @@ class Unwinding:
             except (StopIteration, GeneratorExit, CancelledError) as end:
                 end.__traceback__ = None  # it reaches back to this frame, and so to `error`: a cycle
             except BaseException as failure:  # noqa: BLE001 - as for close(): it is told, and the frames outside go on
-                if not self._library:  # a library may call a cancellation what it likes
+                # A library may call a cancellation what it likes, and a task group groups it.
+                if not self._library and not _says_closed(failure):
                     trace.report_exception("coroutine", failure)
             self._frames.pop()
             self._library = False
             error = GeneratorExit()
         raise GeneratorExit
+
+
+def _says_closed(error: BaseException) -> bool:
+    return isinstance(error, BaseExceptionGroup) and error.split((GeneratorExit, CancelledError))[1] is None
 
 
 def suspended(coro: Any) -> Iterator[Any]:
