@@ -1,8 +1,9 @@
 """The command ``kore [options] app.py [arguments]``: what the options mean, and nothing of what they cause.
 
 Options end at the first word that is none: what follows the application belongs to it, dashes and all. An option
-overrules the application's settings. The floors above the standard library are imported when something is served,
-so that -h and -v answer at once.
+overrules the application's settings. A first word that names something else to do (check, doctor) is that and no
+application; a package of such a name is given as ./check. The floors above the standard library are imported when
+something is served, so that -h and -v answer at once.
 """
 
 from __future__ import annotations
@@ -16,6 +17,14 @@ from kore.version import __version__
 USAGE = """\
 usage: kore [options] app.py [arguments]
        kore [options] package/ [arguments]
+       kore check [options] app.py [arguments]
+       kore doctor
+
+commands:
+  check      load the application, print what would be served and every option with where its value comes from, and
+             end: 0 when it could be served, 1 when not
+  doctor     say what this machine gives a server and what would mend the rest: 0 all there, 1 a server starts and goes
+             without something, 2 no server starts
 
 options:
   -c FILE    read a configuration file (not in this version)
@@ -26,7 +35,7 @@ options:
   -q         log nothing but what goes wrong and what the application logs
   -v         print version and features
   -h         print this
-  --check    load the application, print what would be served, and end
+  --check    the same as the command check
 
 environment:
   KORE_IO    uring or epoll: the engine to use, strictly; unset: io_uring where the kernel gives one, else epoll
@@ -38,6 +47,10 @@ EXIT_USAGE = 1
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with `argv` (without the program's name; None: that of this process); the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["doctor"]:
+        return _doctor(words[1:])
+    if words[:1] == ["check"]:
+        words[0] = "--check"
     try:
         found, rest = getopt.getopt(words, "c:dfhnqrv", ["check", "help", "version"])
     except getopt.GetoptError as error:
@@ -56,6 +69,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not rest:
         return _misused("no application given")
     return _start(given, rest)
+
+
+def _doctor(words: list[str]) -> int:
+    if words:
+        return _misused(f"doctor takes no arguments, not {' '.join(words)}")
+    from kore.process.doctor import report
+
+    return report()
 
 
 def _misused(reason: str) -> int:

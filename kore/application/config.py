@@ -7,6 +7,8 @@ section 6 has the rules; where the C platform ends the process, this raises.
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Any
 
 from kore.application.settings import OPTIONS, REPEATED_MAX, Settings, check_together, option_named
@@ -21,18 +23,22 @@ class Config:
     that is not allowed, and RuntimeError for any assignment after the start.
     """
 
-    __slots__ = ("_frozen", "_values")
+    __slots__ = ("_frozen", "_origins", "_values")
 
     def __init__(self) -> None:
         object.__setattr__(self, "_values", {})
+        object.__setattr__(self, "_origins", {})
         object.__setattr__(self, "_frozen", False)
 
     def __setattr__(self, name: str, value: object) -> None:
         if self._frozen:
             raise RuntimeError(f"kore.config.{name}: options can't be changed after the start")
         option = option_named(name)
+        frame = sys._getframe(1)
+        where = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
         if not option.repeatable:
             self._values[name] = option.parse(value)
+            self._origins[name] = where
             return
         # A repeatable option collects: one value an assignment, as in the reference, or a list of them.
         items = value if isinstance(value, (list, tuple)) else (value,)
@@ -40,6 +46,8 @@ class Config:
         if len(together) > REPEATED_MAX:
             raise ConfigurationError(f"kore.config.{name}: more than {REPEATED_MAX} values; allowed are fewer")
         self._values[name] = together
+        before = self._origins.get(name)
+        self._origins[name] = f"{before}, {where}" if before and where not in before else where
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -68,6 +76,11 @@ def assigned(config: Config) -> frozenset[str]:
     return frozenset(config._values)
 
 
+def origin(config: Config, name: str) -> str | None:
+    """Where the option was assigned, as "app.py:12"; None where the default stands."""
+    return config._origins.get(name)  # type: ignore[no-any-return]
+
+
 def snapshot(config: Config) -> Settings:
     """The options as one frozen record; ConfigurationError when some do not go together."""
     settings = Settings(**config._values)
@@ -83,4 +96,5 @@ def freeze(config: Config) -> None:
 def reset(config: Config) -> None:
     """Forget every assignment, frozen or not: what tests do between two applications."""
     config._values.clear()
+    config._origins.clear()
     object.__setattr__(config, "_frozen", False)

@@ -136,23 +136,14 @@ class _Start:
             raise StartError(f"this version cannot {what}; start it as that user, or with {flags} to go without")
 
     def _show(self) -> int:
-        """What --check prints: everything that would be served, and how."""
-        lines = [
-            f"engine: {self.engine}" + (f" ({self.fallback})" if self.fallback else ""),
-            f"workers: {self.workers}",
-            f"deployment: {self.deployment.name or 'not set, started as root'}, "
-            + ("in the foreground" if self.deployment.foreground else "in the background"),
-        ]
-        for listener in self.plan.listeners:
-            lines.append(f"server {listener.name}: http on {listener.url}")
-            for domain in self.plan.routers[listener.name].domains:
-                lines.append(f"  domain {domain.pattern}")
-                routes = (*domain.routes, *domain.file_routes.values(), *domain.mounts)
-                lines.extend(f"    {route.name}" for route in routes)
-        if self.plan.tasks:
-            lines.append(f"tasks: {self.plan.tasks} in each worker")
-        lines.extend(f"notice: {notice}" for notice in self.plan.notices)
-        print("\n".join(lines), flush=True)
+        """What check prints: everything that would be served, and every option with where it comes from."""
+        from kore.process.showing import effective
+
+        io = "KORE_IO" if os.environ.get("KORE_IO") else self.fallback or "the best there is"
+        decided = {"engine": (self.engine, io)}
+        if self.plan.settings.workers is None:
+            decided["workers"] = (str(self.workers), "CPUs that this process may use")
+        print(effective(self.plan, self.deployment, decided), flush=True)
         return 0
 
     def _open_log(self) -> None:
