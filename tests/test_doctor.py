@@ -1,4 +1,4 @@
-"""``kore doctor`` and ``kore check``: they say what is true of this machine and of this application, and serve nothing."""
+"""``kore doctor`` and ``kore check`` say what is true of this machine and of this application, and serve nothing."""
 
 from __future__ import annotations
 

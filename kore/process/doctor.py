@@ -95,7 +95,9 @@ def interpreter() -> Iterator[Finding]:
     """Python itself."""
     version = ".".join(map(str, sys.version_info[:3]))
     text = f"{version}, {sys.executable}"
-    if "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "--enable-optimizations"):
+    # Distributions build with profiles, by rules of their own; who compiles with configure alone says so in its words.
+    words = sysconfig.get_config_var("CONFIG_ARGS") or ""
+    if "--enable-optimizations" in words or os.path.realpath(sys.executable).startswith("/usr/bin/"):
         yield Finding("Python", State.GOOD, text)
     else:
         yield Finding(
@@ -108,7 +110,7 @@ def engines() -> Iterator[Finding]:
     from kore.reactor.engine import ENGINES, new_driver
 
     for name in ENGINES:
-        wanted = name == "uring" or (name == "epoll") == (sys.platform == "linux")
+        wanted = (name == "kqueue") == (sys.platform != "linux")
         try:
             new_driver(name).close()
         except EngineError as error:
@@ -116,7 +118,7 @@ def engines() -> Iterator[Finding]:
                 continue
             state = State.LESS if name == "uring" else State.NONE
             mend = _mend_uring() if name == "uring" else "this system has no way to wait for sockets that kore knows"
-            yield Finding(_engine(name), state, f"{error.call}: {error.strerror} (errno {error.errno}): {error.hint}", mend)
+            yield Finding(_engine(name), state, str(error), mend)
         else:
             yield Finding(_engine(name), State.GOOD, "a server can use it")
 
@@ -130,7 +132,9 @@ def _mend_uring() -> str:
     if disabled:
         return f"kernel.io_uring_disabled is {disabled}: sysctl kernel.io_uring_disabled=0"
     if _number_in_status("Seccomp"):
-        return "a filter of system calls is on this process, a container's perhaps: allow io_uring_setup, io_uring_enter and io_uring_register in it"
+        return (
+            "a filter of system calls is on this process, a container's perhaps: allow io_uring_setup, io_uring_enter "
+            "and io_uring_register in it")
     return "Linux 6.1 or newer and liburing2 (apt-get install liburing2); until then kore serves with epoll"
 
 
@@ -157,7 +161,7 @@ def limits() -> Iterator[Finding]:
     somaxconn = _number("/proc/sys/net/core/somaxconn")
     if somaxconn is not None and somaxconn < backlog:
         yield Finding(
-            "backlog", State.LESS, f"net.core.somaxconn is {somaxconn}: fewer connections wait than socket_backlog says ({backlog})",
+            "backlog", State.LESS, f"net.core.somaxconn is {somaxconn}, below socket_backlog's {backlog}: fewer wait",
             f"sysctl net.core.somaxconn={backlog}")
     elif somaxconn is not None:
         yield Finding("backlog", State.GOOD, f"net.core.somaxconn is {somaxconn}")
@@ -195,7 +199,7 @@ def landlock() -> Iterator[Finding]:
     version = landlock.abi()
     lacking = landlock.missing(version)
     state = State.LESS if lacking else State.GOOD
-    mend = "a newer kernel" if version else "boot with landlock in lsm= (cat /sys/kernel/security/lsm), Linux 5.13 or newer"
+    mend = "a newer kernel" if version else "Linux 5.13 or newer, and landlock in lsm= at boot"
     yield Finding("Landlock", state, "; ".join(lacking) or f"ABI {version}", mend if lacking else "")
     for text in landlock.blind_spots():
         mend = "sysctl net.ipv4.tcp_fastopen=0" if "tcp_fastopen" in text else ""
