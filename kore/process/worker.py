@@ -31,6 +31,7 @@ from kore.process.log import LOG_ERR, LOG_NOTICE
 from kore.process.parent import WorkerPlace
 from kore.process.post import Post
 from kore.reactor import tasks
+from kore.reactor.processes import kill_running
 from kore.reactor.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -319,6 +320,7 @@ class Worker:
                 _guarded(task.kill)
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
         finally:
+            kill_running()
             self.post.close()
             self.loop.close()
             if isinstance(mine, role.WorkerRole):

@@ -6,15 +6,18 @@ sent to a process that has only got the number. Dropping the object kills the ch
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
+import weakref
 from asyncio import Future, TimerHandle, events
 from collections.abc import Generator
 from functools import partial, total_ordering
 from select import POLLIN
 from typing import Any
 
+from kore.reactor import trace
 from kore.reactor.lines import CLOSED, Descriptor, Line, failure
 from kore.reactor.names import made, public
 from kore.reactor.pending import Pending, SocketOp, Steps, bytes_of, kore_loop, length_of, milliseconds, until
@@ -24,6 +27,9 @@ from kore.reactor.waits import wake
 PIPE_BYTES_MAX = 64 * 1024
 """Bytes read or written at once: what a pipe holds (pipe(7))."""
 
+COMMAND_CHARACTERS_MAX = 128 * 1024
+"""What execve(2) takes as one argument (MAX_ARG_STRLEN); splitting much more would hold up the loop for seconds."""
+
 STATUS_LOST = -1
 """The status of a child that somebody else has waited for."""
 
@@ -31,7 +37,7 @@ STATUS_LOST = -1
 class _Child:
     """The process itself, apart from the object that the application holds: it is reaped also after that is gone."""
 
-    __slots__ = ("_driver", "_pidfd", "deadline", "expired", "lines", "pid", "status", "waiters")
+    __slots__ = ("__weakref__", "_driver", "_pidfd", "deadline", "expired", "lines", "pid", "status", "waiters")
 
     def __init__(self, driver: Any, pid: int, lines: tuple[Line, ...]) -> None:
         self.pid = pid
@@ -41,8 +47,10 @@ class _Child:
         self.deadline: TimerHandle | None = None
         self.waiters: set[Future[Any]] = set()
         self._driver = driver
+        self._pidfd = -1
         self._pidfd = os.pidfd_open(pid)
         self._driver.poll(self._pidfd, POLLIN, self._polled)
+        _running.add(self)
 
     def _polled(self, result: int) -> None:
         if result < 0:
@@ -66,6 +74,7 @@ class _Child:
     def _ended(self, status: int) -> None:
         # The reference: the exit code, else the status as wait(2) has it (9 after SIGKILL).
         self.status = os.WEXITSTATUS(status) if status >= 0 and os.WIFEXITED(status) else status
+        _running.discard(self)
         if self.deadline is not None:
             self.deadline.cancel()
         for waiter in self.waiters:
@@ -107,12 +116,21 @@ class _Child:
         return self.status
 
     def kill(self) -> None:
-        """SIGKILL, unless it was reaped."""
+        """SIGKILL, unless it was reaped. Raises RuntimeError when it has taken other rights and may not be killed."""
         if self.status is None:
             try:
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
             except ProcessLookupError:
                 return  # somebody else has waited for it
+            except OSError as error:
+                raise failure(f"kill() of process {self.pid}", -(error.errno or 0)) from error
+
+    def kill_for_nobody(self) -> None:
+        """The same when there is nobody to raise an error for: the log has it."""
+        try:
+            self.kill()
+        except RuntimeError as error:
+            trace.log(trace.LOG_ERR, f"{error}; it runs on, stop it by hand")
 
     def _close_pidfd(self) -> None:
         fd, self._pidfd = self._pidfd, -1
@@ -122,6 +140,15 @@ class _Child:
     # The loop was closed before the process ended.
     def __del__(self) -> None:
         self._close_pidfd()
+
+
+_running: weakref.WeakSet[_Child] = weakref.WeakSet()
+
+
+def kill_running() -> None:
+    """Kill every child that has not ended: for a worker that ends, whose objects nobody drops any more."""
+    for child in list(_running):
+        child.kill_for_nobody()
 
 
 def _value(number: int) -> Steps:
@@ -224,7 +251,10 @@ class PyProc:
         return True
 
     def kill(self) -> bool:
-        """Send SIGKILL; nothing happens when it was reaped. Always True."""
+        """Send SIGKILL; nothing happens when it was reaped. Always True.
+
+        RuntimeError when the process has become another user's (sudo, su), and this worker may not.
+        """
         self._child.kill()
         return True
 
@@ -241,7 +271,7 @@ class PyProc:
 
     def __del__(self) -> None:
         if hasattr(self, "_child"):
-            self._child.kill()
+            self._child.kill_for_nobody()
             for line in (self._stdin, self._stdout):
                 line.descriptor.close()
                 line.close()
@@ -282,11 +312,13 @@ def proc(command: str, timeout: int | None = None, *, env: list[str] | None = No
     Its stdin is a pipe, stdout and stderr are another. When it has not ended after `timeout` milliseconds (None, 0, -1:
     no limit) there is a TimeoutError, once, for who waits for it then or next; it lives on until kill(). `env` is its
     whole environment as "NAME=value"; None: the worker's. Raises RuntimeError outside of coroutines, for an `env` that
-    is no list, and when the program cannot be started; ValueError for an empty command or an open quote.
+    is no list, for a command of over 131072 characters and when the program cannot be started; ValueError for an empty command or an open quote.
     """
     loop = kore_loop("proc()")
     if not isinstance(command, str):
         raise TypeError(f"command must be a str, not {type(command).__name__}")
+    if len(command) > COMMAND_CHARACTERS_MAX:
+        raise RuntimeError(f"command must be at most {COMMAND_CHARACTERS_MAX} characters long, not {len(command)}")
     seconds = milliseconds("timeout", timeout)
     try:
         words = shlex.split(command)
@@ -306,8 +338,9 @@ def proc(command: str, timeout: int | None = None, *, env: list[str] | None = No
     try:
         started._child = _Child(loop.driver, child.pid, (started._stdin, started._stdout))
     except OSError as error:
-        os.kill(child.pid, signal.SIGKILL)  # nobody would see its end; it dies at once, so that this waits for nothing
-        os.waitpid(child.pid, 0)
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):  # where SIGCHLD is ignored it is gone already
+            os.kill(child.pid, signal.SIGKILL)  # nobody would see its end; it dies at once: this waits for nothing
+            os.waitpid(child.pid, 0)
         raise RuntimeError(f"proc(): {words[0]!r} cannot be watched: {error.strerror}") from error
     if seconds:
         started._child.deadline = loop.call_later(seconds, started._child.expire)
