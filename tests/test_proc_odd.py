@@ -1,4 +1,4 @@
-"""``kore.proc`` at its edges: pipes and the end are two things, children that cannot be watched or killed, long lines."""
+"""``kore.proc`` at its edges: pipes and the end are two things, children that cannot be watched or killed."""
 
 from __future__ import annotations
 

@@ -312,7 +312,8 @@ def proc(command: str, timeout: int | None = None, *, env: list[str] | None = No
     Its stdin is a pipe, stdout and stderr are another. When it has not ended after `timeout` milliseconds (None, 0, -1:
     no limit) there is a TimeoutError, once, for who waits for it then or next; it lives on until kill(). `env` is its
     whole environment as "NAME=value"; None: the worker's. Raises RuntimeError outside of coroutines, for an `env` that
-    is no list, for a command of over 131072 characters and when the program cannot be started; ValueError for an empty command or an open quote.
+    is no list, for a command of over 131072 characters and when the program cannot be started; ValueError for an empty
+    command or an open quote.
     """
     loop = kore_loop("proc()")
     if not isinstance(command, str):
