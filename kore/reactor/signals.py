@@ -12,6 +12,7 @@ import select
 import signal
 import threading
 from collections.abc import Callable
+from contextvars import copy_context
 from types import FrameType
 from typing import Any, cast
 
@@ -27,6 +28,7 @@ class _Child:
         self.loop = loop
         self.pid = pid
         self.callback = callback
+        self.context = copy_context()
         self.pidfd = os.pidfd_open(pid)
         loop._driver.poll(self.pidfd, select.POLLIN, self.ended)
 
@@ -40,7 +42,7 @@ class _Child:
             return
         self.loop._children.discard(self)
         self.close()
-        self.loop.call_soon(self.callback, self.pid, status)
+        self.loop.call_soon(self.callback, self.pid, status, context=self.context)
 
     def close(self) -> None:
         os.close(self.pidfd)
@@ -86,7 +88,7 @@ class Signals(Base):
             signal.signal(sig, self._on_signal)
             signal.siginterrupt(sig, False)
         except (ValueError, OSError) as exc:
-            raise RuntimeError(f"signal {sig} cannot be caught: {exc}") from exc
+            raise RuntimeError(f"sig {int(sig)} cannot be caught: {exc}") from exc
         self._signal_handles[sig] = handle
 
     def remove_signal_handler(self, sig: int) -> bool:
