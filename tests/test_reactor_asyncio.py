@@ -126,6 +126,27 @@ def test_unix_datagrams_wait_for_their_reader(loop, tmp_path):
     run(loop, main())
 
 
+def test_both_ends_of_a_socketpair_are_connected(loop):
+    """A datagram to nobody in particular goes to the other end, which has no name."""
+
+    async def main():
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        transport, heard = await loop.create_datagram_endpoint(Datagrams, sock=near)
+        transport.sendto(b"one")
+        far.setblocking(False)
+        assert await loop.sock_recv(far, 100) == b"one"
+        far.send(b"two")
+        await heard.until(lambda found: found == [(b"two", None)])
+        far.close()
+        transport.sendto(b"three")
+        await heard.until(lambda found: len(found) == 2)
+        assert isinstance(heard.heard[1][0], ConnectionError)
+        transport.close()
+        await heard.until(lambda found: found[-1] == ("lost", None))
+
+    run(loop, main())
+
+
 def test_what_a_unix_peer_sent_before_it_closed_is_all_read(loop):
     """A close of a UNIX socket hangs up at once, while the reader is still busy with what it got before."""
 
@@ -302,6 +323,22 @@ def test_watching_what_cannot_be_watched_is_refused(loop, tmp_path):
         far.close()
 
     run(loop, main())
+
+
+@pytest.mark.parametrize("ask", ["sock_sendall", "sock_recv", "sock_accept", "sock_connect"])
+def test_debug_mode_refuses_a_blocking_socket(loop, ask):
+    """Nothing to send is no reason to let it pass."""
+    loop.set_debug(True)
+    arguments = {"sock_sendall": (b"",), "sock_recv": (1,), "sock_connect": (("127.0.0.1", 1),)}.get(ask, ())
+    with socket.socket() as sock, pytest.raises(ValueError, match="the socket must be non-blocking"):
+        run(loop, getattr(loop, ask)(sock, *arguments))
+
+
+def test_a_signal_that_cannot_be_caught_is_refused_in_the_words_of_asyncio(loop):
+    for number in (signal.SIGKILL, signal.SIGSTOP):
+        with pytest.raises(RuntimeError, match=f"^sig {int(number)} cannot be caught"):
+            loop.add_signal_handler(number, print)
+        assert not loop.remove_signal_handler(number)
 
 
 def test_debug_mode_says_where_a_callback_came_from_and_what_is_slow(loop, caplog):

@@ -226,6 +226,7 @@ class Sockets(Base):
 
     async def sock_sendall(self, sock: socket.socket, data: Any) -> None:
         """As socket.sendall."""
+        self._check_plain(sock)
         view = memoryview(data).cast("B")
         while view:
             sent = await self._retry(sock, select.POLLOUT, "send", view)
