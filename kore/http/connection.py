@@ -230,6 +230,8 @@ class HttpConnection(Input):
         request._state = ANSWERED
         if pump is not None:
             self.log_access(request, pump.status, pump.body_bytes)
+        if request._exchange is not None:
+            request._exchange.wake()  # an application that waits for its client to take or leave this
         if self.task is None:
             self.over(request)
             self._next()
