@@ -6,6 +6,7 @@ Most of it are things that a loop on another engine than a selector can do wrong
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import os
 import signal
@@ -232,6 +233,29 @@ def test_the_end_of_a_child_needs_no_watcher_and_no_sigchld(loop):
     finally:
         signal.signal(signal.SIGCHLD, taken)
     assert not loop._children
+
+
+def test_a_child_whose_end_cannot_be_heard_of_is_no_child(loop, monkeypatch):
+    """Where pidfd_open(2) is refused, as some sandboxes do, the error is raised and nothing is left behind."""
+
+    def refuse(_pid):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    async def main():
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSYS)):
+            await asyncio.create_subprocess_exec("sleep", "3600", stdin=-1, stdout=-1)
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        while any("_connect_pipes" in repr(task) and not task.done() for task in others):
+            await asyncio.sleep(0)
+        for _ in range(5):
+            await asyncio.sleep(0)  # the pipes' ends are told, then closed
+
+    before = fds()
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    run(loop, main())
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+    assert fds() == before
 
 
 def test_the_file_of_a_unix_server_is_removed_where_asked_and_still_its_own(loop, tmp_path):

@@ -53,6 +53,12 @@ class SubprocessTransport(base_subprocess.BaseSubprocessTransport):
             logger.warning("child process pid %d exit status already read: will report returncode 255", self._pid)
         self._process_exited(code)
 
+    def kill_unwatched(self) -> None:
+        """End the child here and now: nothing would tell of its end, and who asked for it will not know of it."""
+        self._proc.kill()
+        self.close()
+        self._process_exited(self._proc.wait())
+
 
 class Subprocesses(Signals):
     """The part of `Loop` that makes pipes and child processes."""
@@ -83,7 +89,11 @@ class Subprocesses(Signals):
         transport = SubprocessTransport(
             self, protocol, args, shell, stdin, stdout, stderr, bufsize, waiter=waiter, extra=extra, **kwargs
         )
-        self.watch_child(transport._pid, transport.ended)
+        try:
+            self.watch_child(transport._pid, transport.ended)
+        except OSError:
+            transport.kill_unwatched()
+            raise
         try:
             await waiter
         except (SystemExit, KeyboardInterrupt, GeneratorExit):
