@@ -13,6 +13,7 @@ MODULES = (
     "test_eager_task_factory",
     "test_events",
     "test_free_threading",
+    "test_futures",
     "test_futures2",
     "test_locks",
     "test_queues",
@@ -35,7 +36,6 @@ MODULES = (
 """What is run, where the Python at hand has it."""
 
 MODULES_LEFT_OUT = {
-    "test_futures": "makes no event loop but a fake one of its own",
     "test_pep492": "makes no event loop but a fake one of its own",
     "test_proactor_events": "the inside of Windows' loop",
     "test_protocols": "makes no event loop",
@@ -112,3 +112,8 @@ FAILS = {
     ),
 }
 """What is run and fails, each with the reason."""
+
+SKIPS = {
+    "test_events.EPollEventLoopTests.test_internal_fds": "asks for the fds of a selector loop's own, and skips others",
+}
+"""What skips itself when it sees our loop, each with the reason."""
