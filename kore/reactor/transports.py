@@ -155,9 +155,11 @@ class StreamTransport(FlowControl, asyncio.Transport):
         reader = getattr(protocol, "_stream_reader", None) if type(protocol) is asyncio.StreamReaderProtocol else None
         receiver: Callable[[bytes], object]
         if reader is not None:
-            # What its data_received does, which asks a weak reference for the reader each time: 0.1 us.
-            receiver = reader.feed_data
-        elif _gives_buffers(protocol):
+            # What its data_received does, which asks a weak reference for the reader each time: 0.1 us. No code of the
+            # application is called by it, so no context is entered either.
+            self._data_received = reader.feed_data
+            return
+        if _gives_buffers(protocol):
             receiver = self._into_buffer
         else:
             receiver = getattr(protocol, "data_received", self._nowhere)
