@@ -37,6 +37,9 @@ HELD_BYTES_MAX = 65536
 PROBE_S = 0.5
 """How long a client that sent its FIN is believed to wait for its response, before it is asked (see `probe`)."""
 
+SILENT_S = 30.0
+"""How long such a client is believed to wait for more of a body that nothing is sent of: most have left for good."""
+
 NEVER = 1 << 62
 
 ordinary_end = ORDINARY_END.fullmatch
@@ -452,14 +455,23 @@ class Input:
     def _probe_later(self, request: Request) -> None:
         self.server.loop.call_later(PROBE_S, self.probe, request)
 
-    def probe(self, request: Request) -> None:
+    def probe(self, request: Request, sent: int = -1) -> None:
         """A client that sent its FIN still waits for its response, or is gone: TCP tells only when written to.
 
         So an interim response is sent, which every HTTP/1.1 client must accept (RFC 9110 15.2): one that is gone
-        answers with RST, and its handler is closed.
+        answers with RST, and its handler is closed. Once the response has begun nothing may come between, and what is
+        sent of it does the same; if that is nothing for SILENT_S (`sent` is what it was before), the client has left.
         """
-        if self.request is request and not self.gone and self.pump is None and request._prepared.head.minor:
-            self.write(CONTINUE)
+        if self.request is not request or self.gone:
+            return
+        pump = self.pump
+        if pump is None:
+            if request._prepared.head.minor:
+                self.write(CONTINUE)
+        elif pump.body_bytes != sent or self.stuck_at is not None:
+            self.server.loop.call_later(SILENT_S, self.probe, request, pump.body_bytes)
+        else:
+            self.stream.abort()
 
     def wait_for(self, request: Request, task: Any) -> None:
         """A coroutine that the reading of `request` waits for was suspended."""
