@@ -60,6 +60,7 @@ class HttpConnection(Input):
         self.body_mark = 0
         self.early = False
         self.pulling = False
+        self.storing = False
         self.task = None
         self.pump = None
         self.close_after = False
@@ -384,6 +385,8 @@ class HttpConnection(Input):
             self.server.schedule(self, min(self.expires, now + self.server.check_ticks))
         elif self.lingering:
             self.stream.abort()
+        elif self.storing:
+            self.disk_stalled()
         elif self.request is not None:
             if self.slow():
                 self.refuse(ProtocolError(408, "no whole body in time"))

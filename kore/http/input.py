@@ -10,12 +10,13 @@ streams is called as soon as what has come of it has been taken, and pulls the r
 from __future__ import annotations
 
 from collections.abc import Callable
+from errno import ETIMEDOUT
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from kore.driver import Stream
 from kore.errors import ProtocolError
-from kore.http.body import Dropped, Passed, Receiver, Stored
+from kore.http.body import BEHIND, Dropped, Passed, Receiver, Stored
 from kore.http.gate import Waiting
 from kore.http.head import ORDINARY, ORDINARY_END, Head
 from kore.http.output import RATE_MIN
@@ -51,7 +52,7 @@ class Input:
     __slots__ = (
         "block", "body", "body_mark", "burst", "close_after", "early", "expires", "gone", "half_closed", "heading",
         "lingering", "parse_due", "parser", "prepared", "pulling", "pump", "ready",
-        "receiving", "recognise", "request", "server", "service",
+        "receiving", "recognise", "request", "server", "service", "storing",
         "stream", "stuck_at", "task", "write",
     )  # fmt: skip
 
@@ -72,6 +73,7 @@ class Input:
     body: Receiver | None  # takes what has come of it
     body_mark: int  # bytes of it when its deadline was set
     early: bool  # it streams, and its handler has not been called yet
+    storing: bool  # the disk is behind with the body: no more of it is taken, or all of it has come
     pulling: bool  # it streams, and its handler waits for more
     task: Any  # the coroutine of the application that the request waits for, when that is suspended
     pump: Sender | None  # what produces a streamed body
@@ -188,7 +190,9 @@ class Input:
         """Whether another event may be taken: no request is being handled, and the client takes its output."""
         if self.gone or self.lingering or self.stuck_at is not None:
             return False
-        return self.request is None or (self.receiving and (self.task is None or self.pulling))
+        if self.request is None:
+            return True
+        return self.receiving and not self.storing and (self.task is None or self.pulling)
 
     def _parse(self) -> None:
         """Take events from the parser until it needs more, a handler has the request, or the turn is over."""
@@ -283,7 +287,7 @@ class Input:
             self.body = prepared.receiver(request)
             self.early = True
         else:
-            self.body = Stored(self.server.store)
+            self.body = Stored(self.server.store, request, self._stored)
         self.body_mark = 0
         self._deadline(self.server.body_ticks)
         parser = self.parser
@@ -315,16 +319,13 @@ class Input:
         assert body is not None
         try:
             wanted = body.write(piece)
-        except OSError as error:
-            if type(body) is Stored:
-                self._unstorable(request, error)
-            else:
-                self._chunk_failed(request, error)
         except BaseException as error:  # noqa: BLE001 - it is the application's function
             self._chunk_failed(request, error)
         else:
             if type(wanted) is CoroutineType:
                 Waiting(self, request, self._chunk_taken).begin(wanted)
+            elif wanted is BEHIND:
+                self._wait_for_disk()
             elif (wanted is not True or request._state != OPEN) and type(body) is not Dropped and not body.streams:
                 self._chunk_refused(request, wanted)
 
@@ -347,6 +348,35 @@ class Input:
         self.failed(request, error, "python_runtime_http_body_chunk")
         self._end_early(request)
 
+    def _wait_for_disk(self) -> None:
+        """The client waits with its sending until the disk has taken what there is: so long as it may take itself."""
+        self.storing = True
+        self._deadline(self.server.body_ticks)
+
+    def _stored(self, error: OSError | None) -> None:
+        """The disk has taken it, or has failed."""
+        request, body = self.request, self.body
+        self.storing = False
+        try:
+            assert request is not None
+            assert body is not None
+            if error is not None:
+                self._unstorable(request, error)
+            elif self.receiving:
+                self.body_mark = body.count
+                self._deadline(self.server.body_ticks)
+                self._continue()
+            else:
+                self._whole(request, body)
+        except Exception as problem:  # noqa: BLE001 - as in `received`
+            self._broken(problem)
+
+    def disk_stalled(self) -> None:
+        """The disk had its time."""
+        assert self.request is not None
+        seconds = self.server.settings.http_body_timeout
+        self._unstorable(self.request, OSError(ETIMEDOUT, f"the disk took nothing for {seconds} s"))
+
     def _unstorable(self, request: Request, error: OSError) -> None:
         """The disk is full, or broken."""
         self.server.body_failed(error)
@@ -357,6 +387,7 @@ class Input:
     def _end_early(self, request: Request) -> None:
         """The request is over before its body has come: answer for who did not, then drop the body or close."""
         body, self.body = self.body, None
+        self.storing = False
         if body is not None:
             body.discard()
         if self.gone:
@@ -394,15 +425,24 @@ class Input:
         elif body is not None:
             if request._state != OPEN:
                 self._settle(request)
-                return
-            try:
-                request._body = body.end()
-            except OSError as error:
-                body.discard()
-                self._unstorable(request, error)
-                return
-            if type(request._body) is not bytes:
-                self.server.watched.add(request)
+            else:
+                self._whole(request, body)
+            return
+        self.handle(request)
+
+    def _whole(self, request: Request, body: Receiver) -> None:
+        """All of the body has come: handle the request, once all of it is stored."""
+        whole = body.end()
+        if whole is BEHIND:
+            self.body = body
+            self._wait_for_disk()
+            return
+        self.body = None
+        request._body = whole
+        if type(body) is Stored:
+            request._form = body.form
+        if type(whole) is not bytes:
+            self.server.watched.add(request)
         self.handle(request)
 
     def slow(self) -> bool:

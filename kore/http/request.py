@@ -17,7 +17,7 @@ from kore.http.upload import UploadedFile, body_length, body_piece, check_length
 if TYPE_CHECKING:
     from kore.http.asgi.exchange import Exchange
     from kore.http.connection import HttpConnection
-    from kore.http.multipart import Part
+    from kore.http.multipart import ComingForm, Part
     from kore.http.peer import Peer
     from kore.http.server import Prepared
     from kore.http.upload import Body
@@ -47,6 +47,7 @@ class Request:
     _files: dict[str, UploadedFile] | None = None
     _cookies: dict[str, str] | None = None
     _parts: list[Part] | None = None  # of a multipart body, once it was looked at
+    _form: ComingForm | None = None  # a large one, which was read while it came
     _verdicts: dict[tuple[int, str], bool] | None = None  # of rules that were awaited, by rule and value
     _exchange: Exchange | None = None  # what carries it to an application that is mounted
 
