@@ -146,7 +146,8 @@ class Settings:
     http_body_timeout: int = _option(
         "HTTP", Integer(1, UINT16_MAX, "seconds"), 60,
         "How long a request body may take without progress: in each such time it must have ended, or 1 KiB of it have "
-        "come for each second. After it the answer is 408.",
+        "come for each second. After it the answer is 408. The disk has as long to take a piece of it; after that the "
+        "answer is 500.",
     )
     http_write_timeout: int = _option(
         "HTTP", Integer(1, UINT16_MAX, "seconds"), 60,

@@ -246,6 +246,30 @@ class PassedBody:
         """Nothing to be done."""
 
 
+class Kept:
+    """Takes a body of a known length, which is small, into memory."""
+
+    __slots__ = ("_data", "count")
+    streams = False
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self.count = 0
+
+    def write(self, piece: bytes) -> object:
+        """Take a piece; True."""
+        self.count += len(piece)
+        self._data += piece
+        return True
+
+    def end(self) -> bytes:
+        """The body."""
+        return bytes(self._data)
+
+    def discard(self) -> None:
+        """Nothing to be done."""
+
+
 class Stored:
     """Takes a body into memory, and above the bound of `store` into a file of it.
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from kore.driver import Stream
 from kore.errors import ProtocolError
-from kore.http.body import BEHIND, Dropped, Passed, Receiver, Stored
+from kore.http.body import BEHIND, Dropped, Kept, Passed, Receiver, Stored
 from kore.http.gate import Waiting
 from kore.http.head import ORDINARY, ORDINARY_END, Head
 from kore.http.output import RATE_MIN
@@ -286,6 +286,8 @@ class Input:
         elif prepared.receiver is not None:
             self.body = prepared.receiver(request)
             self.early = True
+        elif 0 < prepared.head.body_length <= self.server.kept_bytes_max:
+            self.body = Kept()
         else:
             self.body = Stored(self.server.store, request, self._stored)
         self.body_mark = 0
