@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from kore.application.kinds import Choice, Integer, Kind, MediaType, Path, Switch, Text, shown
+from kore.application.kinds import Choice, Integer, Kind, MediaType, Path, Port, Switch, Text, shown
 from kore.errors import ConfigurationError
 from kore.version import __version__
 
@@ -110,8 +110,8 @@ class Settings:
     )
     deployment: str | None = _option(
         "Processes", _DEPLOYMENT, None,
-        "`dev` (or `development`): in the foreground, neither chroot nor user switch. `docker`: in the foreground, "
-        "with both. `production`: in the background, with both.",
+        "`dev` (or `development`): in the foreground, without chroot, user switch and sandbox. `docker`: in the "
+        "foreground, with all three. `production`: in the background, with all three. Root must then name a user.",
         shown_default="`dev`, unless started as root: then in the foreground, chroot where `root` and user switch "
         "where `runas` are set",
     )
@@ -199,12 +199,40 @@ class Settings:
     )
 
     # Privileges.
+    sandbox: bool | None = _option(
+        "Privileges", _YES_NO, None,
+        "Linux: whether workers give up, for good, what they do not need to serve. The environment variable "
+        "KORE_SANDBOX overrules it.",
+        shown_default="`yes`, except where the deployment is `dev`",
+    )
+    sandbox_read: tuple[str, ...] = _option(
+        "Privileges", Path(), (),
+        "A file or directory that workers in the sandbox may read besides the application, what it serves and what "
+        "Python needs; relative to their root.",
+        repeatable=True,
+    )
+    sandbox_write: tuple[str, ...] = _option(
+        "Privileges", Path(), (),
+        "A file or directory that workers in the sandbox may write to besides `http_body_disk_path`; relative to their "
+        "root.",
+        repeatable=True,
+    )
+    sandbox_connect: tuple[int | str, ...] = _option(
+        "Privileges", Port(), (),
+        "A TCP port that workers in the sandbox may connect to besides those of the declared databases; `any` allows "
+        "all.",
+        repeatable=True,
+    )
     root: str | None = _option(
-        "Privileges", Path(), None, "The directory that workers live in, by chroot or chdir.",
+        "Privileges", Path(), None,
+        "The directory that workers live in, by chroot or chdir. What they open later must be below it: relative paths "
+        "count from it, absolute ones below it are understood.",
         shown_default="the current directory",
     )
     runas: str | None = _option(
-        "Privileges", Text(what="a user name"), None, "The user that workers run as.", shown_default="the current user"
+        "Privileges", Text(what="a user name"), None,
+        "The user that workers run as, with its primary group alone. Only root can switch; `-r` goes without.",
+        shown_default="the current user, which `docker` and `production` refuse when it is root",
     )
     keymgr_root: str | None = _option(
         "Privileges", Path(), None, "The same as `root`, for the key manager.", shown_default="that of the workers"
