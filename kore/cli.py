@@ -22,14 +22,15 @@ options:
   -d         run in the background, whatever the deployment
   -f         run in the foreground, whatever the deployment
   -n         do not chroot; change to the root directory instead
-  -r         do not switch user
+  -r         do not switch user: started as root, workers stay root
   -q         log nothing but what goes wrong and what the application logs
   -v         print version and features
   -h         print this
   --check    load the application, print what would be served, and end
 
 environment:
-  KORE_IO    uring or epoll: the engine to use, strictly; unset: io_uring where the kernel gives one, else epoll
+  KORE_IO       uring or epoll: the engine to use, strictly; unset: io_uring where the kernel gives one, else epoll
+  KORE_SANDBOX  yes or no: whether workers are confined, whatever the application says; unset: except in development
 """
 
 EXIT_USAGE = 1

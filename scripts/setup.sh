@@ -70,6 +70,23 @@ give_back() {
 
 has_liburing() { "$python" -c 'import ctypes; ctypes.CDLL("liburing.so.2")' >/dev/null 2>&1; }
 
+can_build() {  # extension modules of C with libcap, for this Python
+    command -v cc >/dev/null 2>&1 && [ -e /usr/include/sys/capability.h ] && "$python" -c '
+import os, sys, sysconfig
+sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' >/dev/null 2>&1
+}
+
+sandbox() {  # python-prctl is compiled; without it the sandbox says what it misses, and its tests fail
+    if ! "$VENV/bin/python" -c 'import prctl' >/dev/null 2>&1 && ! can_build; then
+        version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+        apt_install gcc libc6-dev libcap-dev "python$version-dev" || say "no compiler, Python.h or sys/capability.h"
+    fi
+    "$python" -c 'import ctypes; ctypes.CDLL("libseccomp.so.2")' >/dev/null 2>&1 || apt_install libseccomp2 ||
+        say "libseccomp.so.2 is missing: there is no system call filter"
+    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-input --use-pep517 -e '.[sandbox]' ||
+        say "can't install python-prctl and pyseccomp: kore serves with kore.config.sandbox = 'no' only"
+}
+
 project() {
     need_python
     if ! has_liburing; then
@@ -86,6 +103,7 @@ project() {
     fi
     say "installing kore and its tools into $VENV"
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-input -e '.[dev]'
+    sandbox
     touch "$VENV/.setup-done"
     give_back
     say "done"

@@ -36,6 +36,7 @@ DEFAULTS = {
     "websocket_deflate": True,
     "pgsql_conn_max": 2, "pgsql_queue_limit": 1000,
     "task_threads": 2, "curl_timeout": 60, "curl_recv_max": 2097152, "file": None, "root": None, "runas": None,
+    "sandbox": None, "sandbox_read": (), "sandbox_write": (), "sandbox_connect": (),
     "keymgr_root": None, "keymgr_runas": None, "acme_root": None, "acme_runas": None,
 }  # fmt: skip
 
@@ -121,6 +122,21 @@ def test_switches_take_words_numbers_and_booleans(config, name):
     for value in (2, -1, "2", "", "maybe", None, 1.0, b"yes", []):
         with pytest.raises(ConfigurationError, match="True and False"):
             setattr(config, name, value)
+
+
+def test_ports_and_paths_of_the_sandbox_collect(config):
+    config.sandbox_connect = 5432
+    config.sandbox_connect = ["443", "any"]
+    config.sandbox_read = Path("/srv/data")
+    config.sandbox_read = "more"
+    config.sandbox = "no"
+    found = snapshot(config)
+    assert found.sandbox_connect == (5432, 443, "any")
+    assert found.sandbox_read == ("/srv/data", "more")
+    assert found.sandbox is False
+    for bad in (0, 65536, "http", True, "ANY", "", None):
+        with pytest.raises(ConfigurationError, match=r"_connect = .*; allowed is a port from 1 to 65535, or 'any'"):
+            config.sandbox_connect = bad
 
 
 @pytest.mark.parametrize(

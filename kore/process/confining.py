@@ -7,7 +7,6 @@ below (kore.sandbox) knows nothing of applications, so they are translated here.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import os
@@ -24,7 +23,7 @@ from kore.application.privileges import Deployment
 from kore.errors import StartError
 from kore.sandbox import privileges
 from kore.sandbox.confinement import Confinement
-from kore.sandbox.privileges import Identity, Rights
+from kore.sandbox.privileges import Rights
 
 VARIABLE: Final = "KORE_SANDBOX"
 
@@ -36,8 +35,6 @@ SYSTEM_FILES: Final = (
     "/dev/null", "/dev/zero", "/dev/random", "/dev/urandom",
 )  # fmt: skip
 """Read by every worker outside a chroot, where they are."""
-
-DIRECTORY_MODE: Final = 0o700
 
 _OPENAT2: Final = 437
 _RESOLVE_IN_ROOT: Final = 0x10
@@ -153,82 +150,6 @@ def kept_by_parent(confinement: Confinement) -> frozenset[int]:
     return frozenset(kept)
 
 
-def load_ahead(confinement: Confinement) -> None:
-    """Load what the workers will not be able to: all of it behind a chroot or for another user, extensions always.
-
-    In the parent, before the first fork.
-    """
-    given = confinement.rights
-    elsewhere = given.chroot or given.identity is not None
-    if not (elsewhere or confinement.on or confinement.tracing):
-        return
-    from kore.sandbox import preload
-
-    own = _own_folder()
-    folders = [_application_folder(), *([own] if elsewhere else [])]
-    preload.sources(folders)
-    preload.extensions()
-    preload.modules(["python_multipart"])
-    if "kore.clients.postgresql.queries" in sys.modules:
-        preload.package("asyncpg", leave_out=["_testbase"])
-    if preload.mentions(folders[0], ("curl", "httpclient")):
-        preload.modules(["pycurl", "kore.clients.curl", "kore.clients.httpclient", "kore.application.transfers"])
-    if elsewhere:
-        preload.library()
-        preload.package("python_multipart")
-        preload.package("kore", leave_out=["__main__", "cli", "clients", "application.transfers", "bsd"])
-        if "kore.clients.postgresql.queries" in sys.modules:
-            preload.package("kore.clients.postgresql")
-        preload.sources(folders)  # of what was loaded by now
-    if given.chroot:
-        preload.time_zones()
-
-
-def make_offload(confinement: Confinement) -> None:
-    """Make the directory for bodies of requests, if it is not there, for the user who will write to it.
-
-    A worker that is confined could not. It is made step by step and follows no link: whoever may write into the root
-    must not have root make directories elsewhere. What goes wrong is for the worker to tell, who knows whether it
-    can use what is there.
-    """
-    given = confinement.rights
-    if confinement.offload is None or not (confinement.on or given.identity is not None):
-        return
-    base, path = given.root or os.getcwd(), confinement.offload
-    if not given.chroot:
-        base, path = "/", os.path.join(base, path)
-    if os.path.isdir(os.path.join(base, path.lstrip("/"))):
-        return
-    if given.identity is None:
-        with contextlib.suppress(OSError):
-            os.makedirs(os.path.join(base, path.lstrip("/")), DIRECTORY_MODE, exist_ok=True)
-        return
-    current = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        for name in path.split("/"):
-            if name not in ("", "."):
-                below = _make_below(current, name, given.identity)
-                os.close(current)
-                current = below
-    except OSError:
-        pass
-    finally:
-        os.close(current)
-
-
-def _make_below(parent: int, name: str, owner: Identity) -> int:
-    """An fd of the directory `name` in `parent`, which is made for `owner` when it is not there. Raises OSError."""
-    made = True
-    try:
-        os.mkdir(name, DIRECTORY_MODE, dir_fd=parent)
-    except FileExistsError:
-        made = False
-    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-    if made:
-        os.fchown(fd, owner.uid, owner.gid)
-    return fd
-
-
 def _place_filemaps(plan: Plan, given: Rights) -> Iterator[str]:
     """Have each map of files open its directory from where the worker will be; the directories, absolute."""
     for router in plan.routers.values():
@@ -294,8 +215,8 @@ def _readable(plan: Plan, given: Rights, filemaps: Iterable[str]) -> Iterator[st
         return
     if given.root is not None:
         yield given.root
-    yield _application_folder()
-    yield os.path.dirname(_own_folder())
+    yield application_folder()
+    yield os.path.dirname(own_folder())
     yield from filemaps
     paths = sysconfig.get_paths()
     for path in (sys.prefix, sys.base_prefix, *(paths[key] for key in ("stdlib", "platstdlib")), *sys.path):
@@ -305,7 +226,7 @@ def _readable(plan: Plan, given: Rights, filemaps: Iterable[str]) -> Iterator[st
         yield _seen("sandbox_read", path, given)
 
 
-def _application_folder() -> str:
+def application_folder() -> str:
     """The folder of the application: that of its file, or the package."""
     if application.loaded is None:
         return os.getcwd()
@@ -313,7 +234,8 @@ def _application_folder() -> str:
     return path if os.path.isdir(path) else os.path.dirname(path)
 
 
-def _own_folder() -> str:
+def own_folder() -> str:
+    """The folder of kore itself."""
     return os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 

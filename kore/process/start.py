@@ -19,7 +19,7 @@ from kore.application.loading import formatted, load, location_of
 from kore.application.plan import Plan, freeze
 from kore.application.privileges import Deployment
 from kore.errors import ConfigurationError, EngineError, StartError
-from kore.process import affinity, confining, role, title, worker
+from kore.process import affinity, ahead, confining, role, title, worker
 from kore.process.daemon import Daemon, daemonise
 from kore.process.descriptors import inherited
 from kore.process.log import LOG_ERR, LOG_INFO, LOG_NOTICE, FileSink, Log, SyslogSink, standard_output
@@ -108,7 +108,7 @@ class _Start:
             raise StartError("nothing to do: the application declares no server and creates no task")
         self._check_privileges()
         try:
-            self.engine, self.fallback = reactor.select_engine()
+            self.engine, self.fallback = self._select_engine()
         except EngineError as error:
             raise StartError(f"KORE_IO={os.environ.get('KORE_IO')}: {error}") from error
         except ConfigurationError as error:
@@ -126,6 +126,18 @@ class _Start:
                 raise
             self.daemon.failed(EXIT_FATAL, f"kore: {error}")
             return EXIT_FATAL
+
+    def _select_engine(self) -> tuple[str, str | None]:
+        """The engine that the workers can have. Raises EngineError, ConfigurationError, StartError."""
+        engine, fallback = reactor.select_engine()
+        if engine != "uring":
+            return engine, fallback
+        refused = ahead.try_as_worker(self.confinement, lambda: reactor.new_driver("uring").close())
+        if refused is None:
+            return engine, fallback
+        if os.environ.get("KORE_IO"):
+            raise StartError(f"KORE_IO={os.environ['KORE_IO']}: not for the workers: {refused}")
+        return "epoll", f"io_uring is not available to the workers, using epoll: {refused}"
 
     def _check_privileges(self) -> None:
         """Root that was asked to give its rights away must be able to, or not start: silence would be a lie."""
@@ -196,8 +208,8 @@ class _Start:
     def _confine(self) -> None:
         """What the workers cannot do for themselves, and then what the parent gives up itself. Raises StartError."""
         mine = self.confinement
-        confining.load_ahead(mine)
-        confining.make_offload(mine)
+        ahead.load_ahead(mine)
+        ahead.make_offload(mine)
         if mine.on:
             privileges.restrain_parent(confining.kept_by_parent(mine))
 

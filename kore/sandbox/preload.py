@@ -11,6 +11,7 @@ while it is developed.
 
 from __future__ import annotations
 
+import encodings
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -52,8 +53,12 @@ LIBRARY: Final = """
 """Modules of the standard library that code imports where it needs them. What a Python does not have is left out; what
 needs a terminal, a screen or a compiler is not here."""
 
-_NO_EXTENSIONS: Final = ("_curses", "_dbm", "_gdbm", "_test", "_tkinter", "_xx", "nis", "ossaudiodev", "readline", "xx")
-"""Beginnings of extension modules that are about terminals, displays and devices, or that only CPython's tests load."""
+_NO_EXTENSIONS: Final = (
+    "_crypt", "_ctypes_test", "_curses", "_dbm", "_gdbm", "_test", "_tkinter", "_xx", "audioop", "nis", "ossaudiodev",
+    "readline", "spwd", "xx",
+)  # fmt: skip
+"""Beginnings of extension modules that are about terminals, displays and devices, that only CPython's tests load, or
+that are leaving the library."""
 
 _NO_ENCODINGS: Final = ("mbcs", "oem", "cp65001")  # of Windows
 
@@ -180,17 +185,20 @@ class _Watch(importlib.abc.MetaPathFinder):
 
 
 def _importer(frame: FrameType | None) -> FrameType | None:
-    """The frame of the code that imports: not that of the import system."""
+    """The frame of the code that imports: not that of the import system, nor of the search for a codec."""
     while frame is not None:
         filename = frame.f_code.co_filename
-        if not filename.startswith("<frozen importlib") and filename != importlib.__file__:
+        if not filename.startswith("<frozen importlib") and filename not in (importlib.__file__, encodings.__file__):
             return frame
         frame = frame.f_back
     return None
 
 
 def _is_ahead(name: str) -> bool:
-    return name.startswith("encodings.") or name in LIBRARY.split()
+    """Whether `library` has loaded it, or a package that it is in: what that leaves out is rare."""
+    listed = {"encodings", *LIBRARY.split()}
+    parts = name.split(".")
+    return any(".".join(parts[:count]) in listed for count in range(1, len(parts) + 1))
 
 
 def _load(name: str) -> ModuleType | None:
