@@ -13,7 +13,8 @@ import os
 import struct
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 from kore.application.declared import application
@@ -109,22 +110,35 @@ def confine(plan: Plan, deployment: Deployment) -> Confinement:
     offload = None
     if settings.http_body_disk_offload:
         offload = _seen("http_body_disk_path", settings.http_body_disk_path, given, exists=False)
-    ports, sockets, names = _databases()
-    write = [_seen("sandbox_write", path, given) for path in settings.sandbox_write]
-    connect = settings.sandbox_connect
-    return Confinement(
+    mine = Confinement(
         process="worker",
         on=on,
         tracing=settings.seccomp_tracing,
         rights=given,
-        read=tuple(dict.fromkeys(_readable(plan, given, filemaps))),
-        write=tuple(dict.fromkeys([*write, *([] if offload is None else [offload])])),
-        connect_ports=None if ANY_PORT in connect else tuple(sorted({*ports, *map(int, connect)})),
-        names=names or bool(connect),
-        sockets=sockets,
         filemaps=filemaps,
         offload=offload,
         mounts=tuple(mount.name for mount in plan.mounts),
+    )
+    return _with_reach(mine, plan) if on or settings.seccomp_tracing else mine
+
+
+def _with_reach(mine: Confinement, plan: Plan) -> Confinement:
+    """`mine`, with what it may open and connect to. Raises StartError."""
+    settings = plan.settings
+    given = mine.rights
+    ports, sockets, names = _databases()
+    read = [_seen("sandbox_read", path, given) for path in settings.sandbox_read]
+    write = [_seen("sandbox_write", path, given) for path in settings.sandbox_write]
+    if mine.offload is not None:
+        write.append(mine.offload)
+    connect = settings.sandbox_connect
+    return replace(
+        mine,
+        read=tuple(dict.fromkeys([*_readable(mine), *read])),
+        write=tuple(dict.fromkeys(write)),
+        connect_ports=None if ANY_PORT in connect else tuple(sorted({*ports, *map(int, connect)})),
+        names=names or bool(connect),
+        sockets=sockets,
     )
 
 
@@ -190,6 +204,8 @@ def _is_there(root: str, inside: str, outside: str) -> bool:
     The kernel looks (openat2(2), RESOLVE_IN_ROOT): symbolic links mean something else there. An absolute path may be
     meant from within, and then be nothing outside.
     """
+    if not sys.platform.startswith("linux"):
+        return os.path.exists(root + inside)
     how = struct.pack("=QQQ", os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT)
     directory = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -208,8 +224,9 @@ def _is_there(root: str, inside: str, outside: str) -> bool:
         os.close(fd)
 
 
-def _readable(plan: Plan, given: Rights, filemaps: Iterable[str]) -> Iterator[str]:
+def _readable(mine: Confinement) -> Iterator[str]:
     """What a worker may read: behind a chroot all that is there, else what it serves, is made of, and needs."""
+    given = mine.rights
     if given.chroot:
         yield "/"
         return
@@ -217,13 +234,11 @@ def _readable(plan: Plan, given: Rights, filemaps: Iterable[str]) -> Iterator[st
         yield given.root
     yield application_folder()
     yield os.path.dirname(own_folder())
-    yield from filemaps
+    yield from mine.filemaps
     paths = sysconfig.get_paths()
     for path in (sys.prefix, sys.base_prefix, *(paths[key] for key in ("stdlib", "platstdlib")), *sys.path):
         yield os.path.abspath(path)
     yield from SYSTEM_FILES
-    for path in plan.settings.sandbox_read:
-        yield _seen("sandbox_read", path, given)
 
 
 def application_folder() -> str:

@@ -62,6 +62,8 @@ that are leaving the library."""
 
 _NO_ENCODINGS: Final = ("mbcs", "oem", "cp65001")  # of Windows
 
+_INSTALLED: Final = frozenset({"site-packages", "dist-packages"})
+
 _zones: list[Any] = []
 """Holds the time zones: ZoneInfo's own cache keeps only what somebody else does."""
 
@@ -127,12 +129,15 @@ def time_zones() -> None:
 
 
 def sources(folders: Iterable[str]) -> None:
-    """Read the source of every loaded module below one of `folders`: a traceback shows lines, not only numbers."""
-    below = tuple(os.path.join(os.path.abspath(folder), "") for folder in folders)
+    """Read the source of every loaded module below one of `folders`: a traceback shows lines, not only numbers.
+
+    Packages that are installed below them, in a virtual environment, are left out: there may be a lot of them.
+    """
+    below = [os.path.join(os.path.abspath(folder), "") for folder in folders]
     left = SOURCE_BYTES_MAX
     for module in list(sys.modules.values()):
         path = getattr(module, "__file__", None)
-        if not isinstance(path, str) or not os.path.abspath(path).startswith(below):
+        if not isinstance(path, str) or not any(_is_own(path, folder) for folder in below):
             continue
         lines = linecache.getlines(path, module.__dict__)
         left -= sum(map(len, lines))
@@ -141,6 +146,10 @@ def sources(folders: Iterable[str]) -> None:
         if lines:
             # Without a time of change it is kept: checkcache() would look for the file, and forget it (linecache.py).
             linecache.cache[path] = (len(lines), None, lines, path)
+
+
+def _is_own(path: str, folder: str) -> bool:
+    return path.startswith(folder) and not _INSTALLED.intersection(path[len(folder) :].split("/"))
 
 
 def mentions(folder: str, words: Iterable[str]) -> bool:
