@@ -197,14 +197,15 @@ home.filemaps({{
 
 
 @needs_root
-@pytest.mark.parametrize(
-    "target",
-    ["{outside}", "../outside", "link", "sub/../../outside"],
-)
-def test_files_outside_the_root_are_refused_at_the_start(tmp_path, target):
+@pytest.mark.parametrize("twin", [False, True])
+@pytest.mark.parametrize("target", ["{outside}", "../outside", "link", "sub/../../outside"])
+def test_files_outside_the_root_are_refused_at_the_start(tmp_path, target, twin):
+    """With a `twin` of the same name inside the root too: another directory is not what was meant."""
     root = root_directory(tmp_path)
     outside = tmp_path / "outside"
     outside.mkdir()
+    if twin:
+        (root / str(outside).lstrip("/")).mkdir(parents=True)
     (root / "sub").mkdir()
     (root / "link").symlink_to(outside)
     where = target.format(outside=outside)
@@ -312,6 +313,22 @@ def test_every_listed_module_of_the_library_loads_and_says_nothing():
         print(*[name for name in names if not name.startswith("_")])
     """)
     assert missing == ""
+
+
+@pytest.mark.skipif(not os.path.exists("/etc/localtime"), reason="no /etc/localtime: there is no zone to lose")
+def test_the_local_time_zone_is_pinned_unless_it_is_named():
+    """mktime(3) would look for /etc/localtime again, and find none in a chroot; glibc keeps what TZ still says."""
+    script = """
+        import os
+        os.environ.pop("TZ", None)
+        if {named!r}:
+            os.environ["TZ"] = {named!r}
+        from kore.sandbox import preload
+        preload.time_zones()
+        print(os.environ["TZ"])
+    """
+    assert run(script.format(named="")) == ":/etc/localtime"
+    assert run(script.format(named="Europe/Amsterdam")) == "Europe/Amsterdam"
 
 
 def test_a_package_is_loaded_whole_but_for_what_is_left_out(tmp_path, monkeypatch):

@@ -453,7 +453,10 @@ def test_without_root_everything_else_is_given_up():
         if os.geteuid() == 0:
             os.setgroups([])
             os.setresuid(*[a_user().pw_uid] * 3)
+        libc = ctypes.CDLL(None)
+        libc.prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: what a change of the user takes away by itself
         privileges.give_up(Rights())
+        assert libc.prctl(3, 0, 0, 0, 0) == 0
         found = status(os.getpid())
         assert found["NoNewPrivs"] == "1"
         assert [int(found[name], 16) for name in CAPABILITY_SETS if name != "CapBnd"] == [0] * 4
