@@ -52,11 +52,10 @@ async def connect(info: ConnectionInfo, connection_class: type[Any] | None = Non
             connection = await _connect(info, host, wanted, connection_class)
         except TimeoutError:
             reason = f"no answer within {info.connect_seconds:g} s"
-        except failures() as error:
+        except Exception as error:  # noqa: BLE001 (whatever it was, the next host has its chance, and who waits hears of it)
             found = from_exception(error)
             reason, sqlstate = str(found), found.sqlstate or sqlstate
         else:
-            _keep_alive(info, connection._transport.get_extra_info("socket"))
             return connection
         text = f"{host.host}:{host.port}: {reason}"
         if text not in reasons:
@@ -67,7 +66,7 @@ async def connect(info: ConnectionInfo, connection_class: type[Any] | None = Non
 async def _connect(info: ConnectionInfo, host: Host, wanted: str, connection_class: type[Any] | None) -> Any:
     asyncpg = driver()
     async with asyncio.timeout(info.connect_seconds):
-        return await asyncpg.connect(
+        connection = await asyncpg.connect(
             dsn=info.tls,
             host=[host.host],
             port=[host.port],
@@ -80,6 +79,12 @@ async def _connect(info: ConnectionInfo, host: Host, wanted: str, connection_cla
             target_session_attrs=wanted,
             connection_class=connection_class or asyncpg.Connection,
         )
+    try:
+        _keep_alive(info, connection._transport.get_extra_info("socket"))
+    except Exception:
+        connection.terminate()
+        raise
+    return connection
 
 
 def _keep_alive(info: ConnectionInfo, sock: Any) -> None:

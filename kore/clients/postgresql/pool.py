@@ -19,7 +19,7 @@ from typing import Any
 
 from kore.clients.postgresql.connecting import CANCEL_SECONDS_MAX, connect, driver, failures, request_cancel
 from kore.clients.postgresql.conninfo import ConnectionInfo
-from kore.clients.postgresql.errors import DatabaseError, from_exception
+from kore.clients.postgresql.errors import DatabaseError
 from kore.clients.postgresql.session import IDLE, Query, Session
 
 TIDY_SECONDS_MAX = 10.0
@@ -115,7 +115,13 @@ class Pool:
     def give_back(self, session: Session) -> None:
         """Whoever held `session` is done with it, or dead."""
         session.held = False
-        if session.settling is None and not session.gone:
+        if session.settling is not None or session.gone:
+            return
+        if session.query is not None:  # of a task that outlives the transaction it was in
+            self._settle_by(session, partial(self._cancel, session, session.query.future))
+        elif session.lent:
+            session.abort()
+        else:
             self.released(session)
 
     # What sessions tell.
@@ -160,9 +166,6 @@ class Pool:
             connection = await connect(self._info)
         except DatabaseError as error:
             self._not_connected(error, newest)
-            return
-        except Exception as error:  # noqa: BLE001 (whatever it was, those that wait have to hear of it)
-            self._not_connected(from_exception(error), newest)
             return
         except BaseException:
             self.connecting -= 1
@@ -229,14 +232,14 @@ class Pool:
 
     async def _cancel(self, session: Session, answer: asyncio.Future[Any]) -> None:
         await request_cancel(session.connection)
-        with suppress(DatabaseError):
-            await answer
+        await asyncio.wait([answer])
 
     async def _cancel_lent(self, session: Session, text: str) -> None:
         # asyncpg sends the request by itself, and waits for its end before it runs anything else.
         with suppress(driver().PostgresError):
             await session.connection.execute("SELECT 1")
-        session.take_back(text)
+        with suppress(DatabaseError):  # it is over then
+            session.take_back(text)
 
     async def _tidy(self, session: Session) -> None:
         """End the transaction that a query left, and undo what it did to the session."""
@@ -245,6 +248,7 @@ class Pool:
                 if session.status != IDLE:
                     await session.ask("ROLLBACK")
                 if session.touched:
+                    session.forget_statements()  # or they would be closed one by one
                     await session.ask("DISCARD ALL")
                     session.forget_statements()
         except (DatabaseError, TimeoutError):
