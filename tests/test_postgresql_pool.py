@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import signal
 import socket
@@ -17,7 +18,7 @@ from kore.clients.postgresql.errors import DatabaseError
 from kore.clients.postgresql.queries import databases
 from kore.reactor.tasks import live
 from tests.postgresql_harness import PostgresServer, Relay, declare, loop, own_postgresql
-from tests.support import free_port
+from tests.support import children, free_port
 
 __all__ = ["loop", "own_postgresql"]
 
@@ -374,6 +375,67 @@ def test_a_server_restarted_under_load(loop, own_postgresql, how):
     assert ask(loop, "SELECT 1 AS a") == [{"a": "1"}]
     clean(loop)
     assert len(the_pool().sessions) <= 4
+
+
+def test_a_server_that_is_stopped_is_left_in_time_and_used_again_when_it_goes_on(loop, own_postgresql, monkeypatch):
+    """SIGSTOP: the kernel still takes connections and data for it, and nothing answers."""
+    monkeypatch.setattr(pool_module, "CANCEL_SECONDS_MAX", 0.5)
+    server = own_postgresql.start()
+    declare(f"{server.tcp} connect_timeout=2", conn_max=2)
+    assert server.process is not None
+    postmaster = server.process.pid
+
+    async def timed(seconds: float) -> BaseException | list:
+        try:
+            async with asyncio.timeout(seconds):
+                return await kore.dbquery("db", "SELECT 1 AS a")
+        except (TimeoutError, DatabaseError) as error:
+            return error
+
+    async def stopped() -> None:
+        await results(*(kore.dbquery("db", "SELECT pg_sleep(0.1)") for _ in range(2)))
+        first = set(the_pool().sessions)
+        frozen = [postmaster, *children(postmaster)]
+        try:
+            for process in frozen:
+                os.kill(process, signal.SIGSTOP)
+            got = await results(*(timed(0.3) for _ in range(10)))
+            assert all(isinstance(error, TimeoutError) for error in got)
+            await until(lambda: all(session.gone for session in first), "the connections are given up")
+            assert "no answer within 2 s" in str(await timed(15))
+        finally:
+            for process in frozen:
+                os.kill(process, signal.SIGCONT)
+        assert await timed(15) == [{"a": "1"}]
+
+    run(loop, stopped())
+    clean(loop)
+    frozen = [postmaster, *children(postmaster)]
+    task = loop.start(kore.dbquery("db", "SELECT pg_sleep(3600)"), lambda _error: None)
+    run(loop, asyncio.to_thread(server.wait_active, 1))
+    for process in frozen:
+        os.kill(process, signal.SIGSTOP)
+    try:
+        loop.run_until_complete(loop.shutdown_asyncgens())  # nor does the end of a worker wait for it
+        assert not the_pool().sessions
+    finally:
+        for process in frozen:
+            os.kill(process, signal.SIGCONT)
+        task.kill()
+
+
+def test_a_server_without_room_for_any_connection_is_an_error(loop, own_postgresql):
+    server = own_postgresql.start("max_connections=4", "superuser_reserved_connections=3")
+    server.psql("CREATE ROLE common LOGIN")
+    common = server.tcp.replace("user=kore", "user=common")
+    declare(common, name="other", conn_max=1)
+    run(loop, kore.dbquery("other", "SELECT 1"))
+    declare(common, conn_max=5)
+    got = run(loop, results(*(kore.dbquery("db", "SELECT 1") for _ in range(8))))
+    assert {error.sqlstate for error in got} == {"53300"}
+    assert all("no connection to" in str(error) for error in got)
+    run(loop, databases["other"].pool.close())
+    assert ask(loop, "SELECT 1 AS a") == [{"a": "1"}]
 
 
 def test_a_cancellation_that_the_server_does_not_answer_ends_in_time(loop, postgresql, monkeypatch):
