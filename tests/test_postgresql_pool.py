@@ -432,15 +432,23 @@ def test_a_server_without_room_for_any_connection_is_an_error(loop, own_postgres
     server.psql("CREATE ROLE common LOGIN")
     common = server.tcp.replace("user=kore", "user=common")
     declare(common, name="other", conn_max=1)
-    run(loop, kore.dbquery("other", "SELECT 1"))
+
+    async def at_last(name: str) -> list:
+        while True:  # a backend keeps its place for a moment after its client has gone
+            try:
+                return await kore.dbquery(name, "SELECT 1 AS a")
+            except DatabaseError as error:
+                assert error.sqlstate == "53300"
+                await asyncio.sleep(0.01)
+
+    run(loop, at_last("other"))
     declare(common, conn_max=5)
     got = run(loop, results(*(kore.dbquery("db", "SELECT 1") for _ in range(8))))
     assert {error.sqlstate for error in got} == {"53300"}
     assert all("no connection to" in str(error) for error in got)
     run(loop, until(lambda: not the_pool()._tasks, "no attempt is left that could take the place"))
     run(loop, databases["other"].pool.close())
-    server.wait_connections(0)
-    assert ask(loop, "SELECT 1 AS a") == [{"a": "1"}]
+    assert run(loop, at_last("db")) == [{"a": "1"}]
 
 
 def test_a_cancellation_that_the_server_does_not_answer_ends_in_time(loop, postgresql, monkeypatch):
