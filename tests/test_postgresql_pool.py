@@ -427,6 +427,33 @@ def test_a_server_that_is_stopped_is_left_in_time_and_used_again_when_it_goes_on
         task.kill()
 
 
+def test_a_request_to_cancel_that_overtakes_its_query_is_repeated(loop, own_postgresql, monkeypatch):
+    """They travel on two connections. A server process that was stopped meets the request first, without a query."""
+    monkeypatch.setattr(pool_module, "CANCEL_AGAIN_SECONDS", 0.05)
+    asked = []
+    request_cancel = pool_module.request_cancel
+
+    async def counted(connection) -> None:
+        await request_cancel(connection)
+        asked.append(connection)
+
+    monkeypatch.setattr(pool_module, "request_cancel", counted)
+    server = own_postgresql.start()
+    declare(server.tcp, conn_max=1)
+    backend = int(ask(loop, "SELECT pg_backend_pid() AS pid")[0]["pid"])
+    os.kill(backend, signal.SIGSTOP)
+    try:
+        task = loop.start(kore.dbquery("db", "SELECT pg_sleep(3600)"), lambda _error: None)
+        run(loop, until(lambda: any(session.busy for session in the_pool().sessions), "the query is sent"))
+        task.kill()
+        run(loop, until(lambda: asked, "the server has passed the request on"))
+    finally:
+        os.kill(backend, signal.SIGCONT)
+    clean(loop)
+    assert not server.active()
+    assert ask(loop, "SELECT pg_backend_pid() AS pid") == [{"pid": str(backend)}]
+
+
 def test_a_server_without_room_for_any_connection_is_an_error(loop, own_postgresql):
     server = own_postgresql.start("max_connections=4", "superuser_reserved_connections=3")
     server.psql("CREATE ROLE common LOGIN")
