@@ -11,6 +11,18 @@ class StartError(Exception):
     """The server cannot start; the message says what happened, where, and what to do. Printed as one line."""
 
 
+class SandboxError(StartError):
+    """A step of giving rights away failed, `step`, for `reason`: the process has more rights than it should and ends.
+
+    It stops the whole server, since a worker that replaced this one would fail in the same way.
+    """
+
+    def __init__(self, step: str, reason: str) -> None:
+        super().__init__(f"{step}: {reason}")
+        self.step = step
+        self.reason = reason
+
+
 class ProtocolError(Exception):
     """The peer broke the protocol: `status` is what to answer, `reason` is for the log."""
 

@@ -19,12 +19,13 @@ from kore.application.loading import formatted, load, location_of
 from kore.application.plan import Plan, freeze
 from kore.application.privileges import Deployment
 from kore.errors import ConfigurationError, EngineError, StartError
-from kore.process import affinity, role, title, worker
+from kore.process import affinity, filtering, role, title, worker
 from kore.process.daemon import Daemon, daemonise
 from kore.process.log import LOG_ERR, LOG_INFO, LOG_NOTICE, FileSink, Log, SyslogSink, standard_output
 from kore.process.parent import EXIT_FATAL, Orders, Parent
 from kore.process.pidfile import HeldError, Pidfile
 from kore.process.reopening import access_logs
+from kore.sandbox import seccomp
 from kore.version import __version__
 
 DRAIN_SECONDS = 10.0
@@ -171,6 +172,8 @@ class _Start:
             self._announce()
             title.set_title(self.name, "[parent]")
             # What is here now lives as long as the server: collected once, then shared with every worker untouched.
+            if filtering.wanted():
+                seccomp.preload()
             gc.collect()
             gc.freeze()
             code = Parent(self._orders(), self.log).run()
@@ -247,6 +250,7 @@ class _Start:
             run_worker=lambda place: worker.run(orders, place),
             restart=settings.worker_death_policy == "restart",
             drain_seconds=drain,
+            filtered=filtering.wanted(),
             ignore_interrupt=not foreground,
             trapped=frozenset(self.plan.signals),
             private_fds=self._private_fds,

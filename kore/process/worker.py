@@ -24,7 +24,7 @@ from kore.application.settings import Settings
 from kore.errors import EngineError, StartError
 from kore.http.server import HttpServer
 from kore.http.settings import HttpSettings
-from kore.process import affinity, prctl, reopening, role, title
+from kore.process import affinity, filtering, prctl, reopening, role, title
 from kore.process.channel import ChannelError, Kind
 from kore.process.descriptors import limit_descriptors
 from kore.process.log import LOG_ERR, LOG_NOTICE
@@ -75,10 +75,13 @@ def run(orders: WorkerOrders, place: WorkerPlace) -> int:
     reactor.set_log(role.role.log)
     gc.set_threshold(*GC_THRESHOLDS)
     try:
-        loop = reactor.Loop(reactor.new_driver(orders.engine))
+        driver = reactor.new_driver(orders.engine)
     except EngineError as error:
         role.role.log(LOG_ERR, f"no {orders.engine} engine: {error}")
         return 1
+    if filtering.wanted():
+        filtering.put_on(orders.plan, filtering.features_of(orders.plan, orders.engine), place.channel)
+    loop = reactor.Loop(driver)
     asyncio.set_event_loop(loop)
     worker = Worker(orders, place, loop)
     loop.call_soon(worker.start)

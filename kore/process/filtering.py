@@ -1,0 +1,54 @@
+"""From what an application declared to the filter of a worker: which features it has, and who hears of deadly calls."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from kore import reactor
+from kore.application.plan import Plan
+from kore.process.channel import Channel, Kind
+from kore.sandbox import seccomp
+from kore.sandbox.policy import Features
+from kore.sandbox.seccomp import Seccomp
+
+HOOK_LABEL = "koreapp.seccomp"
+
+QUERIES = "kore.clients.postgresql.queries"
+TRANSFERS = "kore.clients.transfers"
+
+
+def features_of(plan: Plan, engine: str) -> Features:
+    """What the workers of `plan` do on `engine`. Databases and transfers are known by what the application used."""
+    queries = sys.modules.get(QUERIES)
+    connect = bool(queries is not None and queries.databases) or TRANSFERS in sys.modules
+    return Features(
+        engine=engine,
+        files=any(domain.filemaps for domain in plan.domains),
+        offload=bool(plan.settings.http_body_disk_offload),
+        connect=connect,
+        resolver=connect,
+    )
+
+
+def put_on(plan: Plan, features: Features, channel: Channel) -> None:
+    """Ask the application and put the filter on this worker. Raises SandboxError."""
+
+    def send(fd: int) -> bool:
+        return channel.send_fd(Kind.LISTENER, b"", fd)
+
+    def hook(rules: Seccomp) -> None:
+        for function, arguments in ((plan.hooks.kore_seccomp_hook, ()), (plan.hooks.seccomp, (rules,))):
+            if function is None:
+                continue
+            try:
+                function(*arguments)
+            except Exception as error:  # noqa: BLE001 (the matrix of section 4: the rules so far hold, the start goes on)
+                reactor.report_exception(HOOK_LABEL, error)
+
+    seccomp.confine(hook, features, plan.settings.seccomp_tracing, send)
+
+
+def wanted() -> bool:
+    """Whether this server's workers get a filter."""
+    return os.environ.get("KORE_SANDBOX") == "yes"

@@ -1,0 +1,276 @@
+"""Which system calls a process may make, by its role and by what the application declared: the table to read.
+
+Four answers to a call. It is *allowed*, perhaps only with certain arguments. It is *refused* with an errno, where a
+program has a way to go on without it. It is *deadly*: no worker makes it for an honest reason, so the process that does
+is not ours any more and is ended, by name. And what stands nowhere here does not exist: ENOSYS, which is what libraries
+expect of a kernel that is older than they are.
+
+Allowed without conditions are calls that act on what the process has already, or only ask; what opens, creates or
+changes rights has conditions. Io_uring is not seen here at all: the ring has its own list of operations.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from kore.sandbox.rules import (
+    ALLOW,
+    KILL_PROCESS,
+    NOTIFY,
+    Condition,
+    Rule,
+    is_null,
+    refuse,
+    word_has_none,
+    word_is,
+    word_masked_is,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What a worker does, as far as its system calls tell."""
+
+    engine: str = "uring"
+    files: bool = False
+    """It serves files."""
+    offload: bool = False
+    """It writes large bodies to files."""
+    connect: bool = False
+    """It opens connections: databases, transfers, sandbox_connect."""
+    resolver: bool = False
+    """It looks up names, for which it needs UDP."""
+
+
+ALLOWED: Final[Mapping[str, Mapping[str, str]]] = {
+    "always": {
+        # What is open.
+        "read": "pipes, files, wake-ups", "write": "the same", "close": "descriptors",
+        "readv": "files", "writev": "several buffers at once", "pread64": "files at a place", "lseek": "files",
+        "fstat": "sizes of files", "dup3": "an access log that was opened again", "pipe2": "pipes of its own",
+        "eventfd2": "wake-ups of its own",
+        # Asking for files; opening them has conditions.
+        "newfstatat": "import, files", "stat": "the same, older", "lstat": "the same, older",
+        "access": "the same, older", "faccessat": "import", "faccessat2": "the same, newer",
+        "getdents64": "import lists directories", "getcwd": "import",
+        "readlink": "real paths", "readlinkat": "real paths",
+        # Memory; what could make it executable has conditions.
+        "brk": "malloc", "munmap": "malloc", "mremap": "malloc grows", "madvise": "malloc, stacks of threads",
+        # Threads.
+        "futex": "locks", "set_robust_list": "start of a thread", "rseq": "start of a thread",
+        "gettid": "start of a thread", "sched_yield": "locks", "sched_getaffinity": "number of threads in a pool",
+        "exit": "end of a thread", "exit_group": "the end", "membarrier": "locks of libraries",
+        # Signals.
+        "rt_sigaction": "handlers", "rt_sigprocmask": "start of a thread", "rt_sigreturn": "end of a handler",
+        "sigaltstack": "stack of the handler of crashes", "restart_syscall": "a wait goes on after SIGCONT",
+        # Time.
+        "clock_gettime": "where the vdso cannot", "gettimeofday": "the same", "time": "the same",
+        "clock_getres": "time.get_clock_info", "clock_nanosleep": "time.sleep", "nanosleep": "the same, older",
+        "poll": "waits in threads", "ppoll": "the same", "select": "the same", "pselect6": "the same",
+        # Itself.
+        "getpid": "log, title", "getppid": "is the parent there", "getuid": "import", "geteuid": "import",
+        "getgid": "import", "getegid": "import", "getrandom": "hashes, keys, names", "uname": "platform, clients",
+        "sysinfo": "sorting in the C library", "getrusage": "metrics", "times": "metrics",
+        # Sockets it has.
+        "recvfrom": "channel, clients", "sendto": "channel, clients", "recvmsg": "channel", "sendmsg": "channel",
+        "accept4": "clients", "shutdown": "clients", "getsockname": "who is it", "getpeername": "who is it",
+        "getsockopt": "errors, kinds",
+    },
+    "uring": {"io_uring_enter": "the one call of the loop"},
+    "epoll": {"epoll_wait": "the loop", "epoll_pwait": "the loop", "epoll_ctl": "the loop"},
+    "files": {
+        "openat2": "files below a root", "sendfile": "files", "preadv2": "is it in memory already",
+        "memfd_create": "heads of ranges",
+    },
+    "offload": {"unlinkat": "files of bodies go", "flock": "whose file it is", "mkdir": "the directory itself"},
+    "connect": {"connect": "connections"},
+    "resolver": {"sendmmsg": "two questions at once"},
+}  # fmt: skip
+"""Calls by feature, each with what it is for; their arguments do not matter, so the kernel decides them at once."""
+
+DEADLY: Final[Mapping[str, tuple[str, ...]]] = {
+    "other programs": ("execve", "execveat"),
+    "other processes": (
+        "ptrace", "process_vm_readv", "process_vm_writev", "process_madvise", "process_mrelease", "pidfd_getfd",
+        "kcmp", "migrate_pages", "move_pages",
+    ),
+    "other users": (
+        "setuid", "setgid", "setreuid", "setregid", "setresuid", "setresgid", "setfsuid", "setfsgid", "setgroups",
+        "capset",
+    ),
+    "another root": (
+        "chroot", "pivot_root", "mount", "umount2", "open_tree", "move_mount", "fsopen", "fsconfig", "fsmount",
+        "fspick", "mount_setattr", "unshare", "setns", "open_by_handle_at", "name_to_handle_at", "quotactl",
+        "quotactl_fd",
+    ),
+    "the kernel": (
+        "init_module", "finit_module", "delete_module", "create_module", "kexec_load", "kexec_file_load", "bpf",
+        "perf_event_open", "userfaultfd", "personality", "iopl", "ioperm", "modify_ldt", "lookup_dcookie", "nfsservctl",
+    ),
+    "keys": ("add_key", "request_key", "keyctl"),
+    "the machine": (
+        "reboot", "swapon", "swapoff", "acct", "syslog", "vhangup", "sethostname", "setdomainname", "settimeofday",
+        "stime", "clock_settime", "adjtimex", "clock_adjtime",
+    ),
+}  # fmt: skip
+"""Calls that end the process, by what they reach for."""
+
+RINGS: Final = ("io_uring_setup", "io_uring_register")
+"""A ring does what this filter forbids (process notes, 26.1), so there is none but the one that was made before it."""
+
+CONDITIONED: Final = frozenset({
+    "openat", "openat2", "mmap", "mprotect", "pkey_mprotect", "shmat", "remap_file_pages", "clone", "clone3", "fork",
+    "vfork", "kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo", "pidfd_open", "pidfd_send_signal",
+    "prctl", "arch_prctl", "prlimit64", "setrlimit", "seccomp", "ioctl", "fcntl", "setsockopt", "socket",
+})  # fmt: skip
+"""Calls whose conditions are a part of the sandbox."""
+
+DANGEROUS: Final = frozenset({*(call for calls in DEADLY.values() for call in calls), *RINGS, *CONDITIONED})
+"""Calls that an application opens only if it says that it knows."""
+
+# Numbers that are the same on x86-64 and aarch64; asm-generic and include/uapi.
+PROT_EXEC: Final = 0x4
+O_WRITES: Final = 0o3 | 0o100 | 0o1000 | 0o20000000  # O_ACCMODE, O_CREAT, O_TRUNC, __O_TMPFILE
+THREAD_FLAGS: Final = 0x3D0F00
+"""What the C library makes threads with: VM FS FILES SIGHAND THREAD SYSVSEM SETTLS PARENT_SETTID CHILD_CLEARTID."""
+CLONE_DETACHED: Final = 0x400000  # means nothing; musl sets it
+SOCK_TYPE_MASK: Final = 0xF
+IOCTLS: Final = {
+    0x5401: "TCGETS: is it a terminal", 0x5413: "TIOCGWINSZ: how wide is it", 0x541B: "FIONREAD: how much is there",
+    0x5421: "FIONBIO: do not block", 0x5450: "FIONCLEX: for a child", 0x5451: "FIOCLEX: not for a child",
+}  # fmt: skip
+FCNTLS: Final = {
+    0: "F_DUPFD", 1030: "F_DUPFD_CLOEXEC", 1: "F_GETFD", 2: "F_SETFD", 3: "F_GETFL", 4: "F_SETFL",
+    1032: "F_GETPIPE_SZ", 1031: "F_SETPIPE_SZ",
+}  # fmt: skip
+"""Not among them: F_SETOWN and F_SETSIG, by which the kernel sends signals to others; locks; leases; seals."""
+PRCTLS: Final = {15: "PR_SET_NAME: names of threads", 16: "PR_GET_NAME"}
+SOCKET_OPTIONS: Final = {socket.SOL_SOCKET: (26, 50, 51, 52), socket.IPPROTO_TCP: (19, 31)}
+"""Levels whose options may be set, but for these: SO_ATTACH_* (programs in the kernel), TCP_REPAIR and TCP_ULP."""
+IPV6_V6ONLY: Final = 26
+
+
+def worker_rules(features: Features, pid: int, *, deadly: int, tracing: bool = False) -> tuple[Rule, ...]:
+    """The rules of a worker whose process id is `pid`; what matches none of them gets the default().
+
+    `deadly` is the action of deadly calls. Tracing makes it, and every refusal that could surprise, NOTIFY.
+    """
+    parts = [*_files(features), *_memory(), *_threads(), *_signals(pid), *_settings(pid), *_sockets(features)]
+    rules = [*_expected(), *(_traced(rule) if tracing else rule for rule in parts)]
+    for feature in ("always", features.engine, *_declared(features)):
+        rules += [Rule(call, ALLOW) for call in ALLOWED.get(feature, ())]
+    rules += [Rule(call, NOTIFY if tracing else deadly) for calls in DEADLY.values() for call in calls]
+    return tuple(rules)
+
+
+def default(*, tracing: bool = False) -> int:
+    """What becomes of calls that stand nowhere."""
+    return NOTIFY if tracing else refuse(errno.ENOSYS)
+
+
+def _declared(features: Features) -> Iterator[str]:
+    for feature in ("files", "offload", "connect", "resolver"):
+        if getattr(features, feature):
+            yield feature
+
+
+def _traced(rule: Rule) -> Rule:
+    return rule if rule.action in (ALLOW, KILL_PROCESS) else Rule(rule.call, NOTIFY, rule.conditions)
+
+
+def _only(call: str, index: int, values: Mapping[int, str], number: int) -> Iterator[Rule]:
+    """Allow `call` when its int argument `index` is one of the values, otherwise refuse it with errno `number`."""
+    for value in values:
+        yield Rule(call, ALLOW, (word_is(index, value),))
+    yield Rule(call, refuse(number))
+
+
+def _expected() -> Iterator[Rule]:
+    """Refusals that programs count on; nobody needs to be told of them, not even in tracing."""
+    yield Rule("clone3", refuse(errno.ENOSYS))  # its flags are behind a pointer; the C library falls back to clone
+    for call in RINGS:
+        yield Rule(call, refuse(errno.EPERM))  # what a ring's end asks for too, in vain and harmlessly
+    # The C library asks the kernel for its addresses before a lookup, and does without where there is no netlink.
+    yield Rule("socket", refuse(errno.EAFNOSUPPORT), (word_is(0, socket.AF_NETLINK),))
+
+
+def _files(features: Features) -> Iterator[Rule]:
+    """Reading is bounded by Landlock; writing is not even asked for where no body is ever written to a file.
+
+    The flags of openat2 are behind a pointer, where no filter sees them; Landlock alone bounds those.
+    """
+    if features.offload:
+        yield Rule("openat", ALLOW)
+    else:
+        yield Rule("openat", ALLOW, (word_has_none(2, O_WRITES),))
+        yield Rule("openat", refuse(errno.EACCES))
+
+
+def _memory() -> Iterator[Rule]:
+    """No executable memory, new or changed. A file in memory could be mapped twice, so W^X alone would not hold."""
+    for call in ("mmap", "mprotect"):
+        yield Rule(call, ALLOW, (word_has_none(2, PROT_EXEC),))
+        yield Rule(call, refuse(errno.EACCES))
+
+
+def _threads() -> Iterator[Rule]:
+    """Threads, and no processes."""
+    yield Rule("clone", ALLOW, (word_masked_is(0, 0xFFFFFFFF & ~CLONE_DETACHED, THREAD_FLAGS),))
+    for call in ("clone", "fork", "vfork"):
+        yield Rule(call, refuse(errno.EPERM))
+
+
+def _signals(pid: int) -> Iterator[Rule]:
+    """Signals to itself, as abort(3), raise(3) and pthread_kill(3) send them."""
+    for call in ("kill", "tgkill"):
+        yield Rule(call, ALLOW, (word_is(0, pid),))
+        yield Rule(call, refuse(errno.EPERM))
+
+
+def _settings(pid: int) -> Iterator[Rule]:
+    """Calls with many purposes, of which a few are wanted."""
+    yield from _only("ioctl", 1, IOCTLS, errno.ENOTTY)
+    yield from _only("fcntl", 1, FCNTLS, errno.EPERM)
+    yield from _only("prctl", 0, PRCTLS, errno.EINVAL)
+    for mine in (0, pid):  # read limits, set none
+        yield Rule("prlimit64", ALLOW, (word_is(0, mine), is_null(2)))
+    yield Rule("prlimit64", refuse(errno.EPERM))
+
+
+def _sockets(features: Features) -> Iterator[Rule]:
+    """New sockets: pairs always, others where connections are opened at all.
+
+    Protocols are named because Landlock bounds TCP and nothing else: SCTP or MPTCP would lead around it.
+    """
+    yield Rule("socketpair", ALLOW, (word_is(0, socket.AF_UNIX),))
+    yield Rule("socketpair", refuse(errno.EACCES))
+    yield from _options()
+    if features.connect:
+        yield Rule("socket", ALLOW, (word_is(0, socket.AF_UNIX),))
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for protocol in (0, socket.IPPROTO_TCP):
+                yield Rule("socket", ALLOW, _kind(family, socket.SOCK_STREAM, protocol))
+            if features.resolver:
+                for protocol in (0, socket.IPPROTO_UDP):
+                    yield Rule("socket", ALLOW, _kind(family, socket.SOCK_DGRAM, protocol))
+    else:
+        yield Rule("connect", refuse(errno.EACCES))
+    yield Rule("socket", refuse(errno.EACCES))
+
+
+def _options() -> Iterator[Rule]:
+    for level, unwanted in SOCKET_OPTIONS.items():
+        for option in unwanted:
+            yield Rule("setsockopt", refuse(errno.EPERM), (word_is(1, level), word_is(2, option)))
+        yield Rule("setsockopt", ALLOW, (word_is(1, level),))
+    yield Rule("setsockopt", ALLOW, (word_is(1, socket.IPPROTO_IPV6), word_is(2, IPV6_V6ONLY)))
+    yield Rule("setsockopt", refuse(errno.ENOPROTOOPT))
+
+
+def _kind(family: int, kind: int, protocol: int) -> tuple[Condition, ...]:
+    """SOCK_NONBLOCK and SOCK_CLOEXEC stand in the upper bits of the type."""
+    return (word_is(0, family), word_masked_is(1, SOCK_TYPE_MASK, kind), word_is(2, protocol))
