@@ -37,7 +37,7 @@ def run(program: bytes, number: int, arguments: Sequence[int] = (), *, audit: in
         kind = op & 0x07
         operand = index if op & 0x08 and kind in (4, 5) else k
         if op == 0x20:  # ld [k]
-            assert k % 4 == 0 and k < 64
+            assert k in range(0, 64, 4)
             looked |= k >= 8
             accumulator = struct.unpack_from("=I", data, k)[0]
         elif op == 0x80:

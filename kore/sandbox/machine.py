@@ -37,6 +37,7 @@ AARCH64: Final = Machine("aarch64", 0xC00000B7)
 MACHINES: Final = {machine.name: machine for machine in (X86_64, AARCH64)}
 
 
+@cache
 def this_machine() -> Machine:
     """The machine this runs on. Raises SandboxError where no filter can be made."""
     name = os.uname().machine
@@ -68,10 +69,9 @@ def libseccomp() -> ModuleType:
 @cache
 def number_of(name: str, machine: Machine) -> int | None:
     """The number of the system call `name`, or None when `machine` has none of that name."""
-    try:
-        number = int(libseccomp().resolve_syscall(machine.audit, name))
-    except UnicodeEncodeError:
+    if not name.isascii() or "\0" in name:
         return None
+    number = int(libseccomp().resolve_syscall(machine.audit, name))
     return number if number >= 0 else None  # -1: unknown everywhere; below: libseccomp's word for "not here"
 
 
