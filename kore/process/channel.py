@@ -38,7 +38,7 @@ class Kind(enum.IntEnum):
     DROPPED = 3  # log lines this worker could not send: decimal text
     SHUTDOWN = 4  # stop the server, exit code 0; no body
     FATALX = 5  # stop the server, exit code 1; no body
-    LISTENER = 6  # the listener of this worker's filter comes along; no body; once, before all else
+    LISTENER = 6  # the listener of this worker's filter comes along; no body; once, before it is ready
 
     STOP = 16  # drain and end; the signal's number (one byte)
     ABORT = 17  # end now; no body

@@ -14,6 +14,9 @@ from kore.sandbox.seccomp import Seccomp
 
 HOOK_LABEL = "koreapp.seccomp"
 
+LISTENER_SECONDS_MAX = 5.0
+"""For the parent to make room for the listener: it does nothing that takes longer."""
+
 QUERIES = "kore.clients.postgresql.queries"
 TRANSFERS = "kore.clients.transfers"
 
@@ -25,7 +28,7 @@ def features_of(plan: Plan, engine: str) -> Features:
     return Features(
         engine=engine,
         files=any(domain.filemaps for domain in plan.domains),
-        offload=bool(plan.settings.http_body_disk_offload),
+        write=bool(plan.settings.http_body_disk_offload),
         connect=connect,
         resolver=connect,
     )
@@ -35,6 +38,9 @@ def put_on(plan: Plan, features: Features, channel: Channel) -> None:
     """Ask the application and put the filter on this worker. Raises SandboxError."""
 
     def send(fd: int) -> bool:
+        if channel.send_fd(Kind.LISTENER, b"", fd):
+            return True
+        channel.wait_for_room(LISTENER_SECONDS_MAX)  # the hook may have logged more than it takes
         return channel.send_fd(Kind.LISTENER, b"", fd)
 
     def hook(rules: Seccomp) -> None:

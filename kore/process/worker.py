@@ -21,7 +21,7 @@ from kore import reactor
 from kore.application.declared import application
 from kore.application.plan import Plan
 from kore.application.settings import Settings
-from kore.errors import EngineError, StartError
+from kore.errors import EngineError, SandboxError, StartError
 from kore.http.server import HttpServer
 from kore.http.settings import HttpSettings
 from kore.process import affinity, filtering, prctl, reopening, role, title
@@ -80,7 +80,10 @@ def run(orders: WorkerOrders, place: WorkerPlace) -> int:
         role.role.log(LOG_ERR, f"no {orders.engine} engine: {error}")
         return 1
     if filtering.wanted():
-        filtering.put_on(orders.plan, filtering.features_of(orders.plan, orders.engine), place.channel)
+        try:
+            filtering.put_on(orders.plan, filtering.features_of(orders.plan, orders.engine), place.channel)
+        except SandboxError as error:
+            role.role.fatalx(str(error))
     loop = reactor.Loop(driver)
     asyncio.set_event_loop(loop)
     worker = Worker(orders, place, loop)
