@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import platform
 import re
 import signal
 from pathlib import Path
@@ -248,3 +249,50 @@ time.sleep(30)
     assert body(program) == ""
     program.wait_for(r"worker 1 \(pid \d+\) is killed: it sent a descriptor with a LISTENER")
     stop(program)
+
+
+WAITS = """
+import select, threading
+ends = os.pipe()
+found = []
+
+def wait():
+    poller = select.poll()
+    poller.register(ends[0], select.POLLIN)
+    found.append(threading.get_native_id())
+    try:
+        found.append(poller.poll(60_000) == [(ends[0], select.POLLIN)])
+    except OSError as error:
+        found.append(error.errno)
+
+@kore.route("/begin", domain=home, methods=["get"])
+def begin(req):
+    global thread
+    thread = threading.Thread(target=wait)
+    thread.start()
+    while not found:
+        pass
+    req.response(200, b"%d" % found[0])
+
+@kore.route("/end", domain=home, methods=["get"])
+def end(req):
+    os.write(ends[1], b"x")
+    thread.join()
+    req.response(200, repr(found[1]).encode())
+"""
+WITHOUT = "class koreapp:\n    @staticmethod\n    def seccomp(s):\n        s.deny('restart_syscall', errno=38)\n"
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="reads the number of poll(2) on x86-64")
+@pytest.mark.parametrize(("rules", "goes_on"), [("", True), (WITHOUT, False)], ids=["with", "without"])
+def test_a_wait_that_is_stopped_goes_on_by_a_call_of_its_own(start, rules, goes_on):
+    """Restart_syscall(2): nobody writes it, the kernel makes it. Without it SIGCONT breaks waits."""
+    program = start(rules + WAITS, workers=1)
+    (pid,) = pids_of(program)
+    thread = int(body(program, "/begin"))
+    now = Path(f"/proc/{pid}/task/{thread}/syscall")
+    wait_until(lambda: now.read_text().startswith("7 "), "the thread waits in poll")
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: status(pid, "State") == "T", "it is stopped")
+    os.kill(pid, signal.SIGCONT)
+    assert (body(program, "/end") == "True") is goes_on
