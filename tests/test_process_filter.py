@@ -7,11 +7,12 @@ import os
 import platform
 import re
 import signal
+import socket
 from pathlib import Path
 
 import pytest
 
-from tests.support import children, http_get, pids_of, skip_unless, starter, wait_until
+from tests.support import SECONDS, children, http_get, pids_of, skip_unless, starter, wait_until
 
 pytest.importorskip("pyseccomp")
 
@@ -202,6 +203,28 @@ result = os.waitpid(pid, 0) == (pid, 9)
     assert body(program) == "True"
     program.wait_for(r'process \d+ of worker 1 is killed: its sandbox forbids execve\("/bin/true"')
     assert pids_of(program) == pids
+    stop(program)
+
+
+BODIES = """
+@kore.route("/put", domain=home, methods=["put"])
+def put(req):
+    assert req.body_path is not None, "it is in a file"
+    req.response(200, str(len(req.body)).encode())
+"""
+
+
+def test_files_are_served_and_bodies_kept_in_files(start, tmp_path):
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "page.html").write_text("x" * 100_000)
+    text = BODIES + "home.filemaps({'/files/': 'files'})\n"
+    program = start(text, options="kore.config.http_body_disk_offload = 1000", workers=1)
+    assert body(program, "/files/page.html") == "x" * 100_000
+    with socket.create_connection(program.address, timeout=SECONDS) as client:
+        client.sendall(b"PUT /put HTTP/1.1\r\nHost: x\r\nContent-Length: 50000\r\nConnection: close\r\n\r\n")
+        client.sendall(b"y" * 50_000)
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    assert answer.endswith(b"\r\n\r\n50000")
     stop(program)
 
 

@@ -81,7 +81,8 @@ def run(orders: WorkerOrders, place: WorkerPlace) -> int:
         return 1
     if filtering.wanted():
         try:
-            filtering.put_on(orders.plan, filtering.features_of(orders.plan, orders.engine), place.channel)
+            features = filtering.features_of(orders.plan, orders.engine)
+            filtering.put_on(orders.plan.hooks, features, partial(filtering.to_parent, place.channel), tracing=False)
         except SandboxError as error:
             role.role.fatalx(str(error))
     loop = reactor.Loop(driver)
