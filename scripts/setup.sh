@@ -68,6 +68,8 @@ give_back() {
     fi
 }
 
+has_libseccomp() { "$python" -c 'import ctypes; ctypes.CDLL("libseccomp.so.2")' >/dev/null 2>&1; }
+
 has_liburing() { "$python" -c 'import ctypes; ctypes.CDLL("liburing.so.2")' >/dev/null 2>&1; }
 
 can_build() {  # extension modules of C with libcap, for this Python
@@ -91,6 +93,9 @@ project() {
     need_python
     if ! has_liburing; then
         apt_install liburing2 || say "liburing.so.2 is missing and can't be installed: kore will serve with epoll"
+    fi
+    if ! has_libseccomp; then
+        apt_install libseccomp2 || say "libseccomp.so.2 is missing and can't be installed: there will be no sandbox"
     fi
     for tool in strace curl; do  # strace shows a test which system calls are made; curl is for who tries the example
         command -v $tool >/dev/null 2>&1 || apt_install $tool || say "$tool is missing: tests that need it are skipped"

@@ -108,7 +108,9 @@ class Program:
     """A started program: its output, line by line, and its end."""
 
     def __init__(self, command: list[str], cwd: Path, environment: dict[str, str] | None = None) -> None:
-        env = {key: value for key, value in os.environ.items() if not key.startswith("KORE_")}
+        env = {
+            key: value for key, value in os.environ.items() if key == "KORE_SANDBOX" or not key.startswith("KORE_")
+        }
         paths = [str(ROOT), *filter(None, [env.get("PYTHONPATH")])]
         env |= {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"} | (environment or {})
         self.process = subprocess.Popen(

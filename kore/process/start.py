@@ -274,6 +274,7 @@ class _Start:
             run_worker=lambda place: worker.run(orders, place),
             restart=settings.worker_death_policy == "restart",
             drain_seconds=drain,
+            filtered=self.confinement.on or self.confinement.tracing,
             ignore_interrupt=not foreground,
             trapped=frozenset(self.plan.signals),
             private_fds=self._private_fds,

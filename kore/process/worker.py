@@ -24,7 +24,7 @@ from kore.application.settings import Settings
 from kore.errors import EngineError, SandboxError, StartError
 from kore.http.server import HttpServer
 from kore.http.settings import HttpSettings
-from kore.process import affinity, prctl, reopening, role, title
+from kore.process import affinity, filtering, prctl, reopening, role, title
 from kore.process.channel import ChannelError, Kind
 from kore.process.descriptors import close_inherited, limit_descriptors
 from kore.process.log import LOG_ERR, LOG_NOTICE
@@ -131,8 +131,12 @@ def _start_spawner(_orders: WorkerOrders) -> None:
     """Seam: fork the process that starts programs for kore.proc (kore.sandbox.spawner)."""
 
 
-def _close_filter(_orders: WorkerOrders, _place: WorkerPlace) -> None:
-    """Seam: ask the application's seccomp hook, assemble the policy and install it (kore.sandbox.seccomp)."""
+def _close_filter(orders: WorkerOrders, place: WorkerPlace) -> None:
+    """Ask the application's seccomp hook and put the filter on; deadly calls are the parent's to answer."""
+    mine = orders.confinement
+    features = filtering.features_of(mine, orders.plan, orders.engine)
+    send_listener = partial(filtering.to_parent, place.channel)
+    filtering.put_on(orders.plan.hooks, features, send_listener, tracing=mine.tracing)
 
 
 def http_settings(settings: Settings) -> HttpSettings:
