@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from kore import reactor
 from kore.application.declared import application
 from kore.application.plan import Plan
-from kore.application.settings import Settings
+from kore.application.settings import NO_PROGRAMS, Settings
 from kore.errors import EngineError, StartError
 from kore.http.server import HttpServer
 from kore.http.settings import HttpSettings
@@ -30,7 +30,7 @@ from kore.process.descriptors import limit_descriptors
 from kore.process.log import LOG_ERR, LOG_NOTICE
 from kore.process.parent import WorkerPlace
 from kore.process.post import Post
-from kore.reactor import tasks
+from kore.reactor import spawning, tasks
 from kore.reactor.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -72,6 +72,8 @@ def run(orders: WorkerOrders, place: WorkerPlace) -> int:
         return 0  # it died between the fork and the call above, which therefore never hears of it
     title.set_title(orders.name, role.role.label)
     _settle(orders, place)
+    if os.environ.get("KORE_SANDBOX") == "yes":
+        start_spawner(orders)
     reactor.set_log(role.role.log)
     gc.set_threshold(*GC_THRESHOLDS)
     try:
@@ -101,6 +103,25 @@ def _settle(orders: WorkerOrders, place: WorkerPlace) -> None:
         role.role.log(LOG_NOTICE, notice)
     if orders.root is not None:
         os.chdir(orders.root)
+
+
+def start_spawner(orders: WorkerOrders) -> None:
+    """Have the programs of this worker started by a process of their own. Raises SandboxError.
+
+    After the user switch, and before the ring, Landlock and the filter of the worker.
+    """
+    programs = orders.plan.settings.sandbox_programs
+    if programs == (NO_PROGRAMS,):
+        spawning.refuse("kore.config.sandbox_programs is none; name the program there to allow it")
+        return
+    from kore.sandbox.spawner import Terms
+    from kore.sandbox.spawner_client import start_spawner
+
+    label = role.role.label.replace("wrk", "proc")
+    spawner = start_spawner(Terms(programs=programs, prepare=partial(title.set_title, orders.name, label)))
+    for line in spawner.told:
+        role.role.log(LOG_NOTICE, f"programs started by kore.proc: {line}")
+    spawning.use(spawner)
 
 
 def http_settings(settings: Settings) -> HttpSettings:
@@ -321,6 +342,7 @@ class Worker:
         finally:
             self.post.close()
             self.loop.close()
+            spawning.close()
             if isinstance(mine, role.WorkerRole):
                 mine.on_dropped = role.nothing  # there is no loop any more to try again on
                 mine.last_words()

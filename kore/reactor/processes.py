@@ -1,7 +1,7 @@
 """``kore.proc``: a child process, what it writes, and its end, which coroutines wait for.
 
-The end is seen through a pidfd, of this child alone: no SIGCHLD, so nobody's status is stolen, and no signal is ever
-sent to a process that has only got the number. Dropping the object kills the child; its reaping goes on by itself.
+Its end is seen through a descriptor of its own (kore.reactor.children). Dropping the object kills the child; its
+reaping goes on by itself.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from functools import partial, total_ordering
 from select import POLLIN
 from typing import Any
 
+from kore.reactor.children import STATUS_LOST, Child
 from kore.reactor.lines import CLOSED, Descriptor, Line, failure
 from kore.reactor.names import made, public
 from kore.reactor.pending import Pending, SocketOp, Steps, bytes_of, kore_loop, length_of, milliseconds, until
@@ -24,42 +25,35 @@ from kore.reactor.waits import wake
 PIPE_BYTES_MAX = 64 * 1024
 """Bytes read or written at once: what a pipe holds (pipe(7))."""
 
-STATUS_LOST = -1
-"""The status of a child that somebody else has waited for."""
-
-
 class _Child:
     """The process itself, apart from the object that the application holds: it is reaped also after that is gone."""
 
-    __slots__ = ("_driver", "_pidfd", "deadline", "expired", "lines", "pid", "status", "waiters")
+    __slots__ = ("_child", "_driver", "deadline", "expired", "lines", "pid", "status", "waiters")
 
-    def __init__(self, driver: Any, pid: int, lines: tuple[Line, ...]) -> None:
-        self.pid = pid
+    def __init__(self, driver: Any, child: Child, lines: tuple[Line, ...]) -> None:
+        self.pid = child.pid
         self.lines = lines
         self.status: int | None = None
         self.expired = False  # the timeout passed and nobody was told
         self.deadline: TimerHandle | None = None
         self.waiters: set[Future[Any]] = set()
         self._driver = driver
-        self._pidfd = os.pidfd_open(pid)
-        self._driver.poll(self._pidfd, POLLIN, self._polled)
+        self._child = child
+        self._driver.poll(child.fileno(), POLLIN, self._polled)
 
     def _polled(self, result: int) -> None:
         if result < 0:
             self._ended(STATUS_LOST)
         elif not self.look():
-            self._driver.poll(self._pidfd, POLLIN, self._polled)
+            self._driver.poll(self._child.fileno(), POLLIN, self._polled)
             return
-        self._close_pidfd()
+        self._child.close()
 
     def look(self) -> bool:
         """Reap it if it has ended; whether it has."""
         if self.status is None:
-            try:
-                pid, status = os.waitpid(self.pid, os.WNOHANG)
-            except ChildProcessError:
-                pid, status = self.pid, STATUS_LOST
-            if pid:
+            status = self._child.look()
+            if status is not None:
                 self._ended(status)
         return self.status is not None
 
@@ -109,19 +103,11 @@ class _Child:
     def kill(self) -> None:
         """SIGKILL, unless it was reaped."""
         if self.status is None:
-            try:
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-            except ProcessLookupError:
-                return  # somebody else has waited for it
-
-    def _close_pidfd(self) -> None:
-        fd, self._pidfd = self._pidfd, -1
-        if fd >= 0:
-            os.close(fd)
+            self._child.send_signal(signal.SIGKILL)
 
     # The loop was closed before the process ended.
     def __del__(self) -> None:
-        self._close_pidfd()
+        self._child.close()
 
 
 def _value(number: int) -> Steps:
@@ -295,20 +281,15 @@ def proc(command: str, timeout: int | None = None, *, env: list[str] | None = No
     if not words or "\0" in command:
         raise ValueError(f"command must name a program and contain no NUL, not {command!r}")
     try:
-        child = spawn(words, _environment(env))
+        spawned = spawn(words, _environment(env))
     except OSError as error:
         raise RuntimeError(f"proc(): {words[0]!r} cannot be started: {error.strerror}") from error
     started = made(PyProc)
-    started._stdin = Line(Descriptor(child.stdin, partial(os.close, child.stdin)), keeps=False)
-    started._stdout = Line(Descriptor(child.stdout, partial(os.close, child.stdout)), keeps=True)
+    started._stdin = Line(Descriptor(spawned.stdin, partial(os.close, spawned.stdin)), keeps=False)
+    started._stdout = Line(Descriptor(spawned.stdout, partial(os.close, spawned.stdout)), keeps=True)
     started._receiving = Pending()
     started._sending = Pending()
-    try:
-        started._child = _Child(loop.driver, child.pid, (started._stdin, started._stdout))
-    except OSError as error:
-        os.kill(child.pid, signal.SIGKILL)  # nobody would see its end; it dies at once, so that this waits for nothing
-        os.waitpid(child.pid, 0)
-        raise RuntimeError(f"proc(): {words[0]!r} cannot be watched: {error.strerror}") from error
+    started._child = _Child(loop.driver, spawned.child, (started._stdin, started._stdout))
     if seconds:
         started._child.deadline = loop.call_later(seconds, started._child.expire)
     return started
