@@ -336,7 +336,7 @@ def test_the_end_of_a_worker_ends_its_programs(number) -> None:
             null = os.open("/dev/null", os.O_RDWR)
             program = spawner.spawn(
                 sys.executable, [sys.executable, "-c", "import signal, time; signal.signal(15, 1); time.sleep(1000)"],
-                os.environ, (spawner._sock.fileno(), null, null))  # which would hold the socket open
+                os.environ, (null, null, null))
             os.write(writer, f"{spawner.pid} {program.pid}".encode())
             signal.pause()
         finally:
@@ -348,6 +348,31 @@ def test_the_end_of_a_worker_ends_its_programs(number) -> None:
     os.kill(worker, number)
     os.waitpid(worker, 0)
     wait_until(lambda: not any(alive(pid) for pid in pids), "the spawner and its program end")
+
+
+def test_a_grandchild_does_not_keep_a_spawner() -> None:
+    """Not even one that was handed the worker's end of the socket: the spawner sees the end of the worker itself."""
+    reader, writer = os.pipe()
+    worker = os.fork()
+    if worker == 0:
+        try:
+            spawner = start_spawner(Terms())
+            kept = spawner.spawn(
+                "sh", ["sh", "-c", f"sleep 1000 <&0 >/dev/null & echo {spawner.pid} $!; wait"], os.environ,
+                (spawner._sock.fileno(), writer, writer))
+            signal.pause()
+        finally:
+            os._exit(kept is None)
+    os.close(writer)
+    spawner, grandchild = map(int, os.read(reader, 100).split())
+    os.close(reader)
+    try:
+        os.kill(worker, signal.SIGKILL)
+        os.waitpid(worker, 0)
+        wait_until(lambda: not alive(spawner), "the spawner ends")
+        assert alive(grandchild)
+    finally:
+        os.kill(grandchild, signal.SIGKILL)
 
 
 # A worker in other hands.
@@ -470,7 +495,11 @@ def test_a_late_answer_is_nobodys(hire, monkeypatch) -> None:
         spawner.spawn("sleep", ["sleep", "1000"], os.environ, (null, null, null))
     spawner._sock.settimeout(SECONDS)
     os.kill(spawner.pid, signal.SIGCONT)
-    program = spawner.spawn("sh", ["sh", "-c", "exit 3"], os.environ, (null, null, null))
+    reader, writer = os.pipe()
+    program = spawner.spawn("sh", ["sh", "-c", "echo $$; exit 3"], os.environ, (null, writer, null))
+    assert int(os.read(reader, 100)) == program.pid
+    os.close(reader)
+    os.close(writer)
     wait_until(lambda: program.look() is not None, "the end is told")
     assert os.waitstatus_to_exitcode(program.look()) == 3
     wait_until(
