@@ -63,7 +63,7 @@ _IGNORED = (
     signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE)
 """Meant for the worker where they reach the whole group; it ends with the worker."""
 
-_PR_SET_DUMPABLE, _PR_SET_NAME, _PR_SET_NO_NEW_PRIVS = 4, 15, 38
+_PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
 _CAPABILITY_VERSION_3 = 0x20080522
 _CAPSET_HEADER, _CAPSET_NOTHING = struct.Struct("=Ii"), bytes(24)
 
