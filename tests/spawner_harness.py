@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 from driver_harness import fds
 
 from kore.reactor import spawning
-from kore.sandbox.spawner import Terms
-from kore.sandbox.spawner_client import SpawnerClient, start_spawner
+from kore.sandbox.spawner import SpawnerClient, Terms, start_spawner
 
 
 def hiring() -> Iterator[Callable[..., SpawnerClient]]:

@@ -20,8 +20,7 @@ from support import alive, wait_until
 import kore
 from kore import reactor
 from kore.reactor import spawning
-from kore.sandbox.spawner import Terms
-from kore.sandbox.spawner_client import start_spawner
+from kore.sandbox.spawner import Terms, start_spawner
 
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning", "error::ResourceWarning")
 

@@ -24,10 +24,9 @@ from kore import reactor
 from kore.errors import SandboxError
 from kore.reactor import spawning
 from kore.sandbox import landlock
-from kore.sandbox import spawner as spawner_module
+from kore.sandbox import spawner_process as spawner_module
 from kore.sandbox.requests import BODY_BYTES_MAX
-from kore.sandbox.spawner import Terms
-from kore.sandbox.spawner_client import start_spawner
+from kore.sandbox.spawner import Terms, start_spawner
 
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning", "error::ResourceWarning")
 

@@ -14,7 +14,7 @@ from spawner_harness import hiring
 from support import SECONDS, alive, wait_until
 
 from kore.sandbox.requests import HEAD_BYTES, REPLY_BYTES, Outcome, pack_request, parse_reply
-from kore.sandbox.spawner import EXIT_PROTOCOL
+from kore.sandbox.spawner_process import EXIT_PROTOCOL
 
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning", "error::ResourceWarning")
 

@@ -73,7 +73,7 @@ def run(orders: WorkerOrders, place: WorkerPlace) -> int:
     title.set_title(orders.name, role.role.label)
     _settle(orders, place)
     if os.environ.get("KORE_SANDBOX") == "yes":
-        start_spawner(orders)
+        _start_spawner(orders)
     reactor.set_log(role.role.log)
     gc.set_threshold(*GC_THRESHOLDS)
     try:
@@ -105,7 +105,7 @@ def _settle(orders: WorkerOrders, place: WorkerPlace) -> None:
         os.chdir(orders.root)
 
 
-def start_spawner(orders: WorkerOrders) -> None:
+def _start_spawner(orders: WorkerOrders) -> None:
     """Have the programs of this worker started by a process of their own. Raises SandboxError.
 
     After the user switch, and before the ring, Landlock and the filter of the worker.
@@ -114,8 +114,7 @@ def start_spawner(orders: WorkerOrders) -> None:
     if programs == (NO_PROGRAMS,):
         spawning.refuse("kore.config.sandbox_programs is none; name the program there to allow it")
         return
-    from kore.sandbox.spawner import Terms
-    from kore.sandbox.spawner_client import start_spawner
+    from kore.sandbox.spawner import Terms, start_spawner
 
     label = role.role.label.replace("wrk", "proc")
     spawner = start_spawner(Terms(programs=programs, prepare=partial(title.set_title, orders.name, label)))

@@ -2,7 +2,7 @@
 
 One of our own is seen through a pidfd, of this child alone: no SIGCHLD, so nobody's status is stolen, and no signal is
 ever sent to a process that has only got the number. In the sandbox children are the spawner's, and what is polled is
-the channel on which it tells of them (`kore.sandbox.spawner_client.Program`, which acts like a Child).
+the channel on which it tells of them (`kore.sandbox.spawner.Program`, which acts like a Child).
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from kore.reactor.children import Child, OwnChild
 from kore.sandbox.execution import execute, find
 
 if TYPE_CHECKING:
-    from kore.sandbox.spawner_client import SpawnerClient
+    from kore.sandbox.spawner import SpawnerClient
 
 _CLOSE_RANGE_CLOEXEC = 1 << 2  # close_range(2), Linux 5.11
 
