@@ -74,12 +74,13 @@ def test_it_has_given_up_what_it_can(hire) -> None:
     assert status["NoNewPrivs"] == "1"
     assert {int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {0}
     assert status["Threads"] == "1"
-    open_there = sorted(os.readlink(f"/proc/{spawner.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{spawner.pid}/fd"))
-    assert [name.partition(":")[0] for name in open_there] == ["/dev/null"] * 3 + ["anon_inode"] * 2 + ["socket"]
     assert "Max core file size        0 " in Path(f"/proc/{spawner.pid}/limits").read_text()
-    if os.geteuid() != 0:
+    if os.geteuid() != 0:  # root alone can look into what is not dumpable
         with pytest.raises(PermissionError):
             os.listdir(f"/proc/{spawner.pid}/fd")
+        return
+    open_there = sorted(os.readlink(f"/proc/{spawner.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{spawner.pid}/fd"))
+    assert [name.partition(":")[0] for name in open_there] == ["/dev/null"] * 3 + ["anon_inode"] * 2 + ["socket"]
 
 
 def test_its_programs_have_no_privileges(loop, hire) -> None:
@@ -229,7 +230,8 @@ def test_thousands_of_quick_children(loop, hire) -> None:
         await kore.gather(*(some(40) for _ in range(50)))
 
     run(loop, main(), seconds=120)
-    wait_until(lambda: len(os.listdir(f"/proc/{spawner.pid}/fd")) == 6, "the spawner has closed what it had of them")
+    if os.geteuid() == 0:
+        wait_until(lambda: len(os.listdir(f"/proc/{spawner.pid}/fd")) == 6, "it has closed what it had of them")
     assert not Path(f"/proc/{spawner.pid}/task/{spawner.pid}/children").read_text()
 
 
