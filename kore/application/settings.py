@@ -225,8 +225,8 @@ class Settings:
     )
     sandbox_programs: tuple[str, ...] = _option(
         "Privileges", Path(), (),
-        "A program, or a directory of programs, that `kore.proc` may start in the sandbox; no other is run, not by "
-        "these either. `none`: no program at all, and no process is kept for starting them.",
+        "A program, or a directory of programs, that `kore.proc` may start in the sandbox; no other file is run, not "
+        "by these either. `none`: no program at all, and no process is kept for starting them.",
         shown_default="any", repeatable=True,
     )
     seccomp_tracing: bool = _option(

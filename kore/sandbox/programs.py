@@ -2,6 +2,8 @@
 
 Landlock asks for the right to execute a program, the loader that an ELF program names, and the interpreter of a script
 (shared libraries are only read). So the rules for "these programs and no others" follow from the first bytes of each.
+What has no path is not asked about: a program that may make a memfd(2) can run what it wrote there, unless its filter
+refuses memfd_create(2).
 """
 
 from __future__ import annotations
