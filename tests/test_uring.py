@@ -40,6 +40,7 @@ def ring() -> Iterator[Ring]:
         ring = Ring(8, 16)
     except EngineError as error:
         pytest.skip(str(error))
+    ring.enable(None)
     yield ring
     ring.close()
 

@@ -32,6 +32,10 @@ REPEATED_MAX = 255
 """Values that one repeatable option collects: as many as there can be workers, and more than media types in use."""
 
 
+NO_PROGRAMS = "none"
+"""The value of ``sandbox_programs`` that allows no program."""
+
+
 class UnknownOptionError(ConfigurationError, AttributeError):
     """There is no option of that name; the message names the closest one."""
 
@@ -248,6 +252,12 @@ class Settings:
         "Privileges", Text(what="a user name"), None, "The same as `runas`, for the ACME process.",
         shown_default="that of the workers",
     )
+    sandbox_programs: tuple[str, ...] = _option(
+        "Privileges", Path(), (),
+        "A program, or a directory of programs, that `kore.proc` may start in the sandbox; no other file is run, not "
+        "by these either. `none`: no program at all, and no process is kept for starting them.",
+        shown_default="any", repeatable=True,
+    )
     seccomp_tracing: bool = _option(
         "Privileges", _YES_NO, False, "Linux: whether forbidden system calls are logged instead of refused."
     )
@@ -347,6 +357,10 @@ def check_together(settings: Settings) -> None:
             if other != media_type:
                 message = f"extension {extension!r} is given to both {other} and {media_type}; allowed is one type each"
                 raise ConfigurationError(f"kore.config.http_media_type: {message}")
+    if NO_PROGRAMS in settings.sandbox_programs and len(settings.sandbox_programs) > 1:
+        others = ", ".join(path for path in settings.sandbox_programs if path != NO_PROGRAMS)
+        raise ConfigurationError(
+            f"kore.config.sandbox_programs: none, and {others or 'none again'}; allowed is none alone, or programs")
     if settings.workers is not None:
         idle = set(settings.worker_no_accept)
         for worker in sorted(idle):

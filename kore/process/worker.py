@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from kore import reactor
 from kore.application.declared import application
 from kore.application.plan import Plan
-from kore.application.settings import Settings
+from kore.application.settings import NO_PROGRAMS, Settings
 from kore.errors import EngineError, SandboxError, StartError
 from kore.http.server import HttpServer
 from kore.http.settings import HttpSettings
@@ -30,7 +30,7 @@ from kore.process.descriptors import close_inherited, limit_descriptors
 from kore.process.log import LOG_ERR, LOG_NOTICE
 from kore.process.parent import WorkerPlace
 from kore.process.post import Post
-from kore.reactor import tasks
+from kore.reactor import spawning, tasks
 from kore.reactor.processes import kill_running
 from kore.reactor.watchdog import Watchdog
 from kore.sandbox import confinement
@@ -127,8 +127,19 @@ def _confined(orders: WorkerOrders, place: WorkerPlace) -> reactor.Loop:
     )
 
 
-def _start_spawner(_orders: WorkerOrders) -> None:
-    """Seam: fork the process that starts programs for kore.proc (kore.sandbox.spawner)."""
+def _start_spawner(orders: WorkerOrders) -> None:
+    """Have the programs of this worker started by a process of their own. Raises SandboxError."""
+    programs = orders.plan.settings.sandbox_programs
+    if programs == (NO_PROGRAMS,):
+        spawning.refuse("kore.config.sandbox_programs is none; name the program there to allow it")
+        return
+    from kore.sandbox.spawner import Terms, start_spawner
+
+    label = role.role.label.replace("wrk", "proc")
+    spawner = start_spawner(Terms(programs=programs, prepare=partial(title.set_title, orders.name, label)))
+    for line in spawner.told:
+        role.role.log(LOG_NOTICE, f"programs started by kore.proc: {line}")
+    spawning.use(spawner)
 
 
 def _close_filter(orders: WorkerOrders, place: WorkerPlace) -> None:
@@ -371,6 +382,7 @@ class Worker:
             kill_running()
             self.post.close()
             self.loop.close()
+            spawning.close()
             if isinstance(mine, role.WorkerRole):
                 mine.on_dropped = role.nothing  # there is no loop any more to try again on
                 mine.last_words()

@@ -21,12 +21,13 @@ def _wanted(io: str | None) -> str | None:
     return wanted
 
 
-def _make(name: str) -> Driver:
+def _make(name: str, connects: bool = True) -> Driver:
     if name == "uring":
         # Imported here so that an epoll process never loads liburing.
         from kore.uring.driver import UringDriver
+        from kore.uring.restrictions import CONNECTING, SERVING
 
-        uring: Driver = UringDriver()
+        uring: Driver = UringDriver(restrictions=CONNECTING if connects else SERVING)
         return uring
     from kore.readiness.epoll import EpollDriver
 
@@ -34,32 +35,44 @@ def _make(name: str) -> Driver:
     return epoll
 
 
-def new_driver(io: str | None = None) -> Driver:
+def new_driver(io: str | None = None, *, connects: bool = True) -> Driver:
     """A driver of the engine `io` ("uring" or "epoll"), or of $KORE_IO, or of the best this kernel gives.
+
+    With `connects` false the kernel refuses every connect on the ring (EACCES). Epoll has no ring to restrict: there
+    the process's filter and Landlock say what it may connect to.
 
     Raises EngineError when a named engine cannot be had, ConfigurationError for an unknown name.
     """
     wanted = _wanted(io)
     if wanted is not None:
-        return _make(wanted)
+        return _make(wanted, connects)
     try:
-        return _make("uring")
+        return _make("uring", connects)
     except EngineError:
         return _make("epoll")
 
 
 def select_engine(io: str | None = None) -> tuple[str, str | None]:
-    """The engine all workers are to use, and why it is not io_uring (one line) when that was tried and refused.
+    """The engine all workers are to use, and what is to be said of it in the log (one line), or None.
 
+    That is why it is not io_uring, when that was tried and refused; or that the kernel cannot restrict rings.
     Tries for real and closes the trial at once: call it in the parent, before the first fork. Raises as `new_driver`.
     """
     wanted = _wanted(io)
     if wanted is not None:
-        _make(wanted).close()
-        return wanted, None
+        return wanted, _try(wanted)
     try:
-        _make("uring").close()
+        return "uring", _try("uring")
     except EngineError as exc:
-        _make("epoll").close()
+        _try("epoll")
         return "epoll", f"io_uring is not available, using epoll: {exc}"
-    return "uring", None
+
+
+def _try(name: str) -> str | None:
+    """Make a driver and close it; what the log should say. Raises EngineError."""
+    driver = _make(name)
+    driver.close()
+    ring = getattr(driver, "ring", None)
+    if ring is not None and not ring.restricted:
+        return "this kernel cannot restrict rings (IORING_REGISTER_RESTRICTIONS): no filter sees what io_uring does"
+    return None

@@ -31,6 +31,7 @@ from kore.uring.operations import (
     sockaddr,
 )
 from kore.uring.probe import require_operations
+from kore.uring.restrictions import CONNECTING, Restrictions
 from kore.uring.ring import HINTS, Ring
 from kore.uring.stream import HANGUP, KEY_MASK, REST, SEND, SEND_NOW, UringStream
 from kore.uring.structures import (
@@ -94,11 +95,14 @@ class _Waker:
 
 
 class UringDriver:
-    """See kore.driver.Driver. Raises EngineError when the kernel gives no usable ring."""
+    """See kore.driver.Driver. Raises EngineError when the kernel gives no usable ring.
+
+    What `restrictions` does not list fails with EACCES.
+    """
 
     name = "uring"
 
-    def __init__(self, entries: int = 1024) -> None:
+    def __init__(self, entries: int = 1024, restrictions: Restrictions = CONNECTING) -> None:
         self.accept_batch = 4  # accepts in flight a listener: enough to keep up, few enough to share
         self.live: dict[int, Any] = {}
         self.kept: dict[int, Any] = {}  # memory the kernel may still read for streams that are gone
@@ -119,6 +123,7 @@ class UringDriver:
             require_operations(self.ring)
             self.push = self.ring.push
             self.buffers = Buffers(self.ring)
+            self.ring.enable(restrictions)
             self._wake_receiver, self._wake_sender = socket.socketpair()
             self._wake_sender.setblocking(False)
             self.wake_fd = self._wake_sender.fileno()

@@ -5,6 +5,10 @@ completions unpacked from it. With DEFER_TASKRUN completions appear only while t
 no memory barrier is ever needed here; without it x86 needs none either, and elsewhere the system call between
 two looks is one.
 
+It is made disabled: nothing can be submitted before enable(), which first tells the kernel what this ring may ever be
+asked for (kore.uring.restrictions). From the outside a ring is a way around every filter of system calls, so that one
+without such a list would make the filter worthless.
+
 A ring belongs to the process and thread that made it. It is never used after a fork: its memory is not copied to
 children, and a child closes its copy of the fd.
 """
@@ -19,6 +23,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from kore.errors import EngineError
+from kore.uring.restrictions import Restrictions
 from kore.uring.structures import (
     CQE,
     GETEVENTS_ARG,
@@ -28,10 +33,13 @@ from kore.uring.structures import (
     IORING_FEAT_CQE_SKIP,
     IORING_FEAT_EXT_ARG,
     IORING_FEAT_NODROP,
+    IORING_REGISTER_ENABLE_RINGS,
+    IORING_REGISTER_RESTRICTIONS,
     IORING_SETUP_CLAMP,
     IORING_SETUP_COOP_TASKRUN,
     IORING_SETUP_CQSIZE,
     IORING_SETUP_DEFER_TASKRUN,
+    IORING_SETUP_R_DISABLED,
     IORING_SETUP_SINGLE_ISSUER,
     IORING_SETUP_SUBMIT_ALL,
     IORING_SQ_CQ_OVERFLOW,
@@ -116,10 +124,13 @@ def view(address: int, length: int, kind: str = "B") -> memoryview:
 
 
 class Ring:
-    """A ring of `entries` submissions and `completions` completions.
+    """A ring of `entries` submissions and `completions` completions, disabled until `enable()`.
 
     Raises EngineError when the kernel gives none. `close()` is called by whoever made it.
     """
+
+    restricted = False
+    """Whether the kernel holds this ring to a list."""
 
     def __init__(self, entries: int = 1024, completions: int = 8192) -> None:
         self._liburing = liburing()
@@ -157,7 +168,7 @@ class Ring:
     def _set_up(self, entries: int, completions: int) -> int:
         number = 0
         for flags in LADDER:
-            flags |= IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP
+            flags |= IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP | IORING_SETUP_R_DISABLED  # Linux 5.10
             params = ctypes.create_string_buffer(PARAMS_SIZE)
             PARAMS_HEAD.pack_into(params, 0, 0, completions, flags)
             number = -self._liburing.io_uring_queue_init_params(entries, self._address, params)
@@ -192,6 +203,25 @@ class Ring:
         result = self._liburing.io_uring_register_buf_ring(self._address, registration, 0)
         if result < 0:
             raise engine_error("io_uring_register_buf_ring", -result)
+
+    def enable(self, restrictions: Restrictions | None) -> None:
+        """Take submissions from now on, of what `restrictions` lists and nothing else. Called once, by who submits.
+
+        With SINGLE_ISSUER the calling thread is the one that may submit. None lists nothing: tests alone make such
+        rings. `restricted` is false afterwards where this kernel cannot restrict (EINVAL). Raises EngineError.
+        """
+        if restrictions is not None:
+            packed = restrictions.pack()
+            table = ctypes.create_string_buffer(packed, len(packed))
+            try:
+                self.register(
+                    "IORING_REGISTER_RESTRICTIONS", IORING_REGISTER_RESTRICTIONS, ctypes.addressof(table),
+                    restrictions.count)
+                self.restricted = True
+            except EngineError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+        self.register("IORING_REGISTER_ENABLE_RINGS", IORING_REGISTER_ENABLE_RINGS, 0, 0)
 
     def push(
         self, opcode: int, flags: int, ioprio: int, fd: int, off: int, addr: int, length: int, op_flags: int,

@@ -29,7 +29,15 @@ IORING_ENTER_REGISTERED_RING = 1 << 4
 
 # --- io_uring_register(2) opcodes --------------------------------------------------------------------------
 IORING_REGISTER_PROBE = 8
+IORING_REGISTER_RESTRICTIONS = 11
+IORING_REGISTER_ENABLE_RINGS = 12
+IORING_UNREGISTER_RING_FDS = 21
 IO_URING_OP_SUPPORTED = 1 << 0
+
+# --- what a struct io_uring_restriction speaks of ----------------------------------------------------------
+IORING_RESTRICTION_REGISTER_OP = 0
+IORING_RESTRICTION_SQE_OP = 1
+IORING_RESTRICTION_SQE_FLAGS_ALLOWED = 2
 
 # --- operations --------------------------------------------------------------------------------------------
 IORING_OP_NOP = 0
@@ -87,6 +95,9 @@ GETEVENTS_ARG = struct.Struct("<QIIQ")
 
 TIMESPEC = struct.Struct("<qq")
 """struct __kernel_timespec: seconds, nanoseconds"""
+
+RESTRICTION = struct.Struct("<HB13x")
+"""struct io_uring_restriction: opcode, register_op or sqe_op or sqe_flags, resv[13]"""
 
 IOVEC = struct.Struct("<QQ")
 IOVEC_PAIR = struct.Struct("<4Q")
