@@ -1,7 +1,8 @@
 """``kore.proc``: a child process, what it writes, and its end, which coroutines wait for.
 
-The end is seen through a pidfd, of this child alone: no SIGCHLD, so nobody's status is stolen, and no signal is ever
-sent to a process that has only got the number. Dropping the object kills the child; its reaping goes on by itself.
+The engine tells of the end (pidfd or kqueue), of this child alone: no SIGCHLD, so nobody's status is stolen, and no
+signal is ever sent to a process that has only got the number. Dropping the object kills the child; its reaping goes on
+by itself.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import signal
 from asyncio import Future, TimerHandle, events
 from collections.abc import Generator
 from functools import partial, total_ordering
-from select import POLLIN
 from typing import Any
 
 from kore.reactor.lines import CLOSED, Descriptor, Line, failure
@@ -31,7 +31,7 @@ STATUS_LOST = -1
 class _Child:
     """The process itself, apart from the object that the application holds: it is reaped also after that is gone."""
 
-    __slots__ = ("_driver", "_pidfd", "deadline", "expired", "lines", "pid", "status", "waiters")
+    __slots__ = ("_process", "deadline", "expired", "lines", "pid", "status", "waiters")
 
     def __init__(self, driver: Any, pid: int, lines: tuple[Line, ...]) -> None:
         self.pid = pid
@@ -40,17 +40,15 @@ class _Child:
         self.expired = False  # the timeout passed and nobody was told
         self.deadline: TimerHandle | None = None
         self.waiters: set[Future[Any]] = set()
-        self._driver = driver
-        self._pidfd = os.pidfd_open(pid)
-        self._driver.poll(self._pidfd, POLLIN, self._polled)
+        self._process = driver.child(pid, self._told)
 
-    def _polled(self, result: int) -> None:
+    def _told(self, result: int) -> None:
         if result < 0:
             self._ended(STATUS_LOST)
         elif not self.look():
-            self._driver.poll(self._pidfd, POLLIN, self._polled)
+            self._process.wait(self._told)
             return
-        self._close_pidfd()
+        self._process.close()
 
     def look(self) -> bool:
         """Reap it if it has ended; whether it has."""
@@ -110,18 +108,9 @@ class _Child:
         """SIGKILL, unless it was reaped."""
         if self.status is None:
             try:
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+                self._process.kill()
             except ProcessLookupError:
                 return  # somebody else has waited for it
-
-    def _close_pidfd(self) -> None:
-        fd, self._pidfd = self._pidfd, -1
-        if fd >= 0:
-            os.close(fd)
-
-    # The loop was closed before the process ended.
-    def __del__(self) -> None:
-        self._close_pidfd()
 
 
 def _value(number: int) -> Steps:

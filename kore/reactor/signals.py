@@ -1,14 +1,13 @@
 """Signals and the ends of child processes, as callbacks of the loop.
 
 A signal's byte on the driver's wake-up fd ends the wait, whatever call it is in; Python then runs the handler, which
-queues the callback. Children are awaited by pidfd, each on its own: no SIGCHLD, so nobody's status is stolen.
+queues the callback. Children are awaited each on its own, as the engine can: no SIGCHLD, so nobody's status is stolen.
 """
 
 from __future__ import annotations
 
 import inspect
 import os
-import select
 import signal
 import threading
 from collections.abc import Callable
@@ -21,14 +20,13 @@ from kore.reactor.handles import Soon, soon
 
 
 class _Child:
-    """A child process whose end somebody wants to hear of. Owns its pidfd."""
+    """A child process whose end somebody wants to hear of."""
 
     def __init__(self, loop: Signals, pid: int, callback: Callable[[int, int], object]) -> None:
         self.loop = loop
         self.pid = pid
         self.callback = callback
-        self.pidfd = os.pidfd_open(pid)
-        loop._driver.poll(self.pidfd, select.POLLIN, self.ended)
+        self.process = loop._driver.child(pid, self.ended)
 
     def ended(self, result: int) -> None:
         try:
@@ -36,14 +34,11 @@ class _Child:
         except ChildProcessError:
             pid, status = self.pid, -1
         if pid == 0:
-            self.loop._driver.poll(self.pidfd, select.POLLIN, self.ended)
+            self.process.wait(self.ended)
             return
         self.loop._children.discard(self)
-        self.close()
+        self.process.close()
         self.loop.call_soon(self.callback, self.pid, status)
-
-    def close(self) -> None:
-        os.close(self.pidfd)
 
 
 class Signals(Base):
@@ -57,7 +52,7 @@ class Signals(Base):
     def _close_signals(self) -> None:
         """Called by close(), once the driver waits for no child any more. They are left to whoever made them."""
         while self._children:
-            self._children.pop().close()
+            self._children.pop().process.close()
         for number in list(self._signal_handles):
             self.remove_signal_handler(number)
 
@@ -114,6 +109,7 @@ class Signals(Base):
     def watch_child(self, pid: int, callback: Callable[[int, int], object]) -> None:
         """Call `callback(pid, status)` once child `pid` has ended and was reaped; `status` is that of waitpid(2).
 
-        The status is -1 when somebody else reaped it. Raises OSError as pidfd_open(2) does.
+        The status is -1 when somebody else reaped it. Raises OSError where the system knows that
+        there is no such child (pidfd_open(2)); elsewhere the status is -1.
         """
         self._children.add(_Child(self, pid, callback))

@@ -1,7 +1,7 @@
 """Child processes of asyncio: ``subprocess_exec`` and ``subprocess_shell``, and what is built on them.
 
-The child is made by `subprocess.Popen`, which closes every fd it is not meant to have. Its end is awaited by pidfd
-(`Signals.watch_child`), so no child watcher of asyncio's, no SIGCHLD and no thread is needed.
+The child is made by `subprocess.Popen`, which closes every fd it is not meant to have. Its end is awaited by
+`Signals.watch_child`, so no child watcher of asyncio's, no SIGCHLD and no thread is needed.
 """
 
 from __future__ import annotations
