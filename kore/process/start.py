@@ -18,6 +18,7 @@ from kore.application.declared import application
 from kore.application.loading import formatted, load, location_of
 from kore.application.plan import Plan, freeze
 from kore.application.privileges import Deployment
+from kore.bsd import pledge
 from kore.errors import ConfigurationError, EngineError, StartError
 from kore.process import affinity, role, title, worker
 from kore.process.daemon import Daemon, daemonise
@@ -217,6 +218,8 @@ class _Start:
             self.log.parent(LOG_NOTICE, self.fallback)
         if os.geteuid() == 0 and self.deployment.name != "dev":
             self.log.parent(LOG_NOTICE, "the workers run as root: chroot and user switch are not in this version")
+        if self.plan.settings.pledge and not pledge.available():
+            self.log.parent(LOG_NOTICE, "kore.config.pledge: only OpenBSD has pledge(2); nothing is promised here")
         for notice in self.plan.notices:
             self.log.parent(LOG_NOTICE, notice)
         for listener in self.plan.listeners:

@@ -21,6 +21,7 @@ from kore import reactor
 from kore.application.declared import application
 from kore.application.plan import Plan
 from kore.application.settings import Settings
+from kore.bsd import pledge
 from kore.errors import EngineError, StartError
 from kore.http.server import HttpServer
 from kore.http.settings import HttpSettings
@@ -80,6 +81,12 @@ def run(orders: WorkerOrders, place: WorkerPlace) -> int:
         role.role.log(LOG_ERR, f"no {orders.engine} engine: {error}")
         return 1
     asyncio.set_event_loop(loop)
+    try:
+        _promise(orders.plan)
+    except StartError as error:
+        role.role.log(LOG_ERR, str(error))
+        loop.close()
+        return 1
     worker = Worker(orders, place, loop)
     loop.call_soon(worker.start)
     try:
@@ -101,6 +108,17 @@ def _settle(orders: WorkerOrders, place: WorkerPlace) -> None:
         role.role.log(LOG_NOTICE, notice)
     if orders.root is not None:
         os.chdir(orders.root)
+
+
+def _promise(plan: Plan) -> None:
+    """OpenBSD: from here on a worker can do what it promised and no more. Raises StartError."""
+    if pledge.available():
+        pledge.pledge_worker(
+            transfers=pledge.preload(),
+            access_logs=any(domain.accesslog is not None for domain in plan.domains),
+            bodies_in_files=plan.settings.http_body_disk_offload > 0,
+            further=plan.settings.pledge,
+        )
 
 
 def http_settings(settings: Settings) -> HttpSettings:
