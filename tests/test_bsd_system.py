@@ -5,14 +5,20 @@ The programs started here take the system for OpenBSD: tests/kqueue/sitecustomiz
 
 from __future__ import annotations
 
+import errno
 import os
 import pkgutil
+import socket
 import subprocess
 import sys
 
 import pytest
 
 import kore
+from kore.process.channel import BUFFER_BYTES, enlarge
+from kore.process.descriptors import open_descriptors
+from kore.readiness.syscalls import listens, possible_fds
+from tests.driver_harness import fds
 from tests.engines import OPENBSD
 from tests.http_server_harness import Client, chunked, request
 from tests.support import free_port, starter
@@ -198,3 +204,57 @@ def test_workers_are_replaced_and_stopped(tmp_path) -> None:
         program.wait_for(r"serves again")
         program.signal(15)
         assert program.wait() == 0
+
+
+# --- answers that this system does not give ------------------------------------------------------------------------
+
+
+class Refusing:
+    """A socket of a system that refuses some options."""
+
+    def __init__(self, refused: int, bytes_max: int = 0) -> None:
+        self.refused = refused
+        self.bytes_max = bytes_max
+        self.size = 8192
+
+    def getsockopt(self, level: int, option: int) -> int:
+        if not self.bytes_max:
+            raise OSError(self.refused, os.strerror(self.refused))
+        return self.size
+
+    def setsockopt(self, level: int, option: int, size: int) -> None:
+        if size > self.bytes_max:
+            raise OSError(self.refused, os.strerror(self.refused))
+        self.size = size
+
+
+def test_the_largest_buffer_that_is_allowed() -> None:
+    """ENOBUFS, which Linux never says, means less; never less than there is; another error is one."""
+    for allowed, size in ((300_000, BUFFER_BYTES // 4), (BUFFER_BYTES, BUFFER_BYTES), (10_000, 8192)):
+        sock = Refusing(errno.ENOBUFS, allowed)
+        enlarge(sock, socket.SO_RCVBUF)
+        assert sock.size == size
+    with pytest.raises(OSError, match="Invalid"):
+        enlarge(Refusing(errno.EINVAL, 10), socket.SO_RCVBUF)
+
+
+def test_a_system_that_does_not_say_what_listens() -> None:
+    """It is taken to listen: accept(2) will tell."""
+    assert listens(Refusing(errno.ENOPROTOOPT))
+    with pytest.raises(OSError, match="Bad file"):
+        listens(Refusing(errno.EBADF))
+
+
+def test_a_system_that_does_not_list_fds(monkeypatch) -> None:
+    """All that there may be are tried; those that are open are the same."""
+    counted = open_descriptors()
+    before = fds()
+
+    def refuse(path):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", refuse)
+        tried, again = set(possible_fds()), open_descriptors()
+    assert before <= tried
+    assert again == counted
