@@ -29,7 +29,8 @@ options:
   --check    load the application, print what would be served, and end
 
 environment:
-  KORE_IO       uring or epoll: the engine to use, strictly; unset: io_uring where the kernel gives one, else epoll
+  KORE_IO       uring, epoll or kqueue: the engine to use, strictly; unset: io_uring where the kernel gives one, else
+                epoll; on the BSDs kqueue
   KORE_SANDBOX  yes or no: whether workers are confined, whatever the application says; unset: except in development
 """
 
@@ -66,7 +67,7 @@ def _misused(reason: str) -> int:
 
 def _version() -> str:
     python = ".".join(map(str, sys.version_info[:3]))
-    return f"kore {__version__} uring epoll python-{python} notls"
+    return f"kore {__version__} uring epoll kqueue python-{python} notls"
 
 
 def _start(given: dict[str, str], rest: list[str]) -> int:

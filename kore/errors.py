@@ -50,7 +50,3 @@ class EngineError(OSError):
 
     def __str__(self) -> str:
         return f"{self.call}: {self.strerror} (errno {self.errno}): {self.hint}"
-
-
-class SandboxError(StartError):
-    """A right could not be given away, so the process must not serve; the message says which, where, and what to do."""

@@ -82,6 +82,7 @@ _ACCEPT = "calls _accept_connection, the inside of the selector loop"
 
 FAILS = {
     "test_events.EPollEventLoopTests.test_timeout_rounding": "asks for the name of loop._selector",
+    "test_events.KqueueEventLoopTests.test_timeout_rounding": "asks for the name of loop._selector",
     "test_base_events.BaseEventLoopWithSelectorTests.test_accept_connection_exception": _ACCEPT,
     "test_base_events.BaseEventLoopWithSelectorTests.test_accept_connection_retry": _ACCEPT,
     "test_subprocess.GenericWatcherTests.test_create_subprocess_fails_with_inactive_watcher": (

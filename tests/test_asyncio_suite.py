@@ -49,7 +49,8 @@ needs_suite = pytest.mark.skipif(FOLDER is None, reason="test.test_asyncio (Debi
 
 def run_module(io: str, module: str, *only: str) -> tuple[Report, str]:
     """What became of each test of `module`, and what the run said on standard error."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    paths = (str(ROOT), os.environ.get("PYTHONPATH", ""))
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     env.pop("PYTHONASYNCIODEBUG", None)
     command = [PYTHON, str(ROOT / "tests/asyncio_suite.py"), io, module, *only]
     done = subprocess.run(

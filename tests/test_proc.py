@@ -464,7 +464,8 @@ def test_without_standard_descriptors(tmp_path) -> None:
         "loop.run_until_complete(loop.start(main()))\n"
         "loop.close()\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    paths = (str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", ""))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, timeout=60, check=False)
     assert done.returncode == 0
     assert (tmp_path / "result").read_bytes() == b"through 0"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.engines import ENGINES
 from tests.support import (
     READY,
     SECONDS,
@@ -27,7 +28,7 @@ from tests.support import (
 )
 
 
-@pytest.fixture(params=["uring", "epoll"])
+@pytest.fixture(params=ENGINES)
 def engine(request):
     skip_unless(request.param)
     return request.param

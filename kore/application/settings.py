@@ -262,7 +262,9 @@ class Settings:
         "Privileges", _YES_NO, False, "Linux: whether forbidden system calls are logged instead of refused."
     )
     pledge: tuple[str, ...] = _option(
-        "Privileges", Text(what="promises"), (), "OpenBSD: further pledge(2) promises of the workers.",
+        "Privileges", Text(what="promises"), (),
+        "OpenBSD: further pledge(2) promises of the workers, beside `stdio rpath inet` and what the options need: "
+        "`proc exec` for `kore.proc`, `prot_exec` for compiled modules that a handler is the first to import.",
         repeatable=True,
     )
 

@@ -18,11 +18,16 @@ import select
 import socket
 from collections.abc import Sequence
 
+from kore.readiness.syscalls import MSG_CMSG_CLOEXEC
+
 MESSAGE_BYTES_MAX = 65536
 """The longest message; a log line of the longest text, each character at its widest escape, fits."""
 
 BUFFER_BYTES = 1 << 20
-"""Send buffer asked for (the kernel's net.core.wmem_max caps it): some hundred log lines in a burst."""
+"""Buffer asked for (Linux caps it by net.core.wmem_max, BSDs refuse too much): some hundred log lines in a burst."""
+
+BUFFERS = (socket.SO_SNDBUF, socket.SO_RCVBUF)
+"""Messages wait in the sender's buffer on Linux, in the receiver's on the BSDs."""
 
 FDS_SPACE = socket.CMSG_LEN(array.array("i").itemsize)
 """Room for the one descriptor a message may carry; what else is sent along, the kernel closes (unix(7))."""
@@ -134,7 +139,7 @@ class Channel:
 
     def _receive(self, space: int) -> tuple[bytes, list[tuple[int, int, bytes]]] | None:
         try:
-            data, ancillary, flags, _ = self.sock.recvmsg(MESSAGE_BYTES_MAX, space, socket.MSG_CMSG_CLOEXEC)
+            data, ancillary, flags, _ = self.sock.recvmsg(MESSAGE_BYTES_MAX, space, MSG_CMSG_CLOEXEC)
         except (BlockingIOError, InterruptedError):
             return None
         except ConnectionError:
@@ -182,5 +187,20 @@ def channel_pair() -> tuple[Channel, Channel]:
     """The parent's end and the worker's. Both are close-on-exec. Raises OSError."""
     parent, child = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for sock in (parent, child):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
+        for option in BUFFERS:
+            enlarge(sock, option)
     return Channel(parent), Channel(child)
+
+
+def enlarge(sock: socket.socket, option: int) -> None:
+    """Give `sock` the largest buffer up to BUFFER_BYTES that the system allows; never a smaller one than it has."""
+    size, least = BUFFER_BYTES, sock.getsockopt(socket.SOL_SOCKET, option)
+    while size > least:
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, option, size)
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:  # setsockopt(2) of the BSDs: above kern.ipc.maxsockbuf
+                raise
+            size //= 2
+        else:
+            return

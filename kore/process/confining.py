@@ -148,6 +148,12 @@ def notices(confinement: Confinement, deployment: Deployment) -> Iterator[str]:
     if os.geteuid() == 0 and given.identity is None and deployment.name != "dev":
         without = ", without capabilities" if confinement.on else ""
         yield f"the workers stay root{without}: name a user with kore.config.runas"
+    if confinement.on and sys.platform.startswith("linux"):
+        from kore.sandbox import landlock
+
+        yield from landlock.missing(landlock.abi())
+        if confinement.connects:
+            yield from landlock.blind_spots()
     if given.chroot:
         for path in confinement.sockets:
             if not os.path.exists(f"{given.root}/{path}"):

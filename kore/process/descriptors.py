@@ -10,18 +10,22 @@ import os
 import resource
 from collections.abc import Mapping
 
+from kore.readiness.syscalls import possible_fds
+
 SPARE = 64
 """Descriptors beyond one for each connection: files being sent, a database, the ring."""
 
 
 def open_descriptors() -> int:
-    """How many descriptors this process has open; an estimate where the system does not tell."""
-    for directory in ("/proc/self/fd", "/dev/fd"):
+    """How many descriptors this process has open."""
+    count = 0
+    for fd in possible_fds():
         try:
-            return len(os.listdir(directory)) - 1  # the listing itself has one open
+            os.fstat(fd)
         except OSError:
-            continue
-    return 16
+            continue  # not open, or that of the listing
+        count += 1
+    return count
 
 
 def inherited() -> dict[int, tuple[int, int]]:

@@ -21,12 +21,11 @@ LISTENER_SECONDS_MAX = 5.0
 
 def features_of(confinement: Confinement, plan: Plan, engine: str) -> Features:
     """What the workers of `plan` do on `engine`, within what they may."""
-    reach = confinement.connect_ports
     return Features(
         engine=engine,
         files=any(domain.filemaps for domain in plan.domains),
         write=bool(confinement.write),
-        connect=reach is None or bool(reach) or bool(confinement.sockets),
+        connect=confinement.connects,
         resolver=confinement.names,
     )
 

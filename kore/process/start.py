@@ -18,6 +18,7 @@ from kore.application.declared import application
 from kore.application.loading import formatted, load, location_of
 from kore.application.plan import Plan, freeze
 from kore.application.privileges import Deployment
+from kore.bsd import pledge
 from kore.errors import ConfigurationError, EngineError, StartError
 from kore.process import affinity, ahead, confining, role, title, worker
 from kore.process.daemon import Daemon, daemonise
@@ -172,7 +173,10 @@ class _Start:
         return home if rights.identity is None else f"{home} as user {rights.identity.name}"
 
     def _notices(self) -> list[str]:
-        return [*confining.notices(self.confinement, self.deployment), *self.plan.notices]
+        found = [*confining.notices(self.confinement, self.deployment), *self.plan.notices]
+        if self.plan.settings.pledge and not pledge.available():
+            found.append("kore.config.pledge: only OpenBSD has pledge(2); nothing is promised here")
+        return found
 
     def _open_log(self) -> None:
         logfile = self.plan.settings.logfile

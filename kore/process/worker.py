@@ -21,6 +21,7 @@ from kore import reactor
 from kore.application.declared import application
 from kore.application.plan import Plan
 from kore.application.settings import NO_PROGRAMS, Settings
+from kore.bsd import pledge
 from kore.errors import EngineError, SandboxError, StartError
 from kore.http.server import HttpServer
 from kore.http.settings import HttpSettings
@@ -92,6 +93,12 @@ def run(orders: WorkerOrders, place: WorkerPlace) -> int:
     except SandboxError as error:
         role.role.fatalx(f"worker {place.worker} cannot be confined: {error}")
     asyncio.set_event_loop(loop)
+    try:
+        _promise(orders.plan)
+    except StartError as error:
+        role.role.log(LOG_ERR, str(error))
+        loop.close()
+        return 1
     worker = Worker(orders, place, loop)
     loop.call_soon(worker.start)
     try:
@@ -122,7 +129,7 @@ def _confined(orders: WorkerOrders, place: WorkerPlace) -> reactor.Loop:
     return confinement.enter(
         replace(mine, rights=rights),
         spawner=lambda: _start_spawner(orders),
-        engine=lambda: reactor.Loop(reactor.new_driver(orders.engine)),
+        engine=lambda: reactor.Loop(reactor.new_driver(orders.engine, connects=mine.connects or not mine.on)),
         close_filter=lambda: _close_filter(orders, place),
     )
 
@@ -148,6 +155,17 @@ def _close_filter(orders: WorkerOrders, place: WorkerPlace) -> None:
     features = filtering.features_of(mine, orders.plan, orders.engine)
     send_listener = partial(filtering.to_parent, place.channel)
     filtering.put_on(orders.plan.hooks, features, send_listener, tracing=mine.tracing)
+
+
+def _promise(plan: Plan) -> None:
+    """OpenBSD: from here on a worker can do what it promised and no more. Raises StartError."""
+    if pledge.available():
+        pledge.pledge_worker(
+            transfers=pledge.preload(),
+            access_logs=any(domain.accesslog is not None for domain in plan.domains),
+            bodies_in_files=plan.settings.http_body_disk_offload > 0,
+            further=plan.settings.pledge,
+        )
 
 
 def http_settings(settings: Settings) -> HttpSettings:

@@ -84,6 +84,8 @@ async def send_file(
     `writable` waits for the socket. The file's position is behind what was sent. Raises SendfileNotAvailableError
     when this is no file that can be sent so.
     """
+    if not hasattr(os, "sendfile"):
+        raise SendfileNotAvailableError("there is no sendfile(2) on this system")
     try:
         source = file.fileno()
         size = os.fstat(source).st_size

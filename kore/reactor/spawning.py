@@ -19,12 +19,14 @@ from kore.sandbox.execution import execute, find
 if TYPE_CHECKING:
     from kore.sandbox.spawner import Program, SpawnerClient
 
-_CLOSE_RANGE_CLOEXEC = 1 << 2  # close_range(2), Linux 5.11
+from kore.readiness.syscalls import possible_fds
+
+_CLOSE_RANGE_CLOEXEC = 1 << 2  # close_range(2), Linux 5.11, FreeBSD 14
 
 _UINT_MAX = ctypes.c_uint(0xFFFFFFFF)
 
 _close_range = getattr(ctypes.CDLL(None), "close_range", None)
-"""glibc 2.34; older kernels say ENOSYS or EINVAL."""
+"""glibc 2.34, FreeBSD; older kernels say ENOSYS or EINVAL."""
 
 _spawner: SpawnerClient | None = None
 _refusal = ""
@@ -136,9 +138,9 @@ def _close_on_exec() -> None:
     """Have no descriptor above the standard ones inherited. Python's are not anyway; those of C libraries may be."""
     if _close_range is not None and _close_range(3, _UINT_MAX, _CLOSE_RANGE_CLOEXEC) == 0:
         return
-    for name in os.listdir("/dev/fd"):
-        if int(name) > 2:
+    for fd in possible_fds():
+        if fd > 2:
             try:
-                os.set_inheritable(int(name), False)
+                os.set_inheritable(fd, False)
             except OSError:
-                continue  # that of the listing
+                continue  # not open, or that of the listing

@@ -10,21 +10,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib import import_module
-from importlib.util import find_spec
-from typing import Any, Final, TypeVar
+from typing import TypeVar
 
 from kore.sandbox import privileges
 from kore.sandbox.privileges import Rights
 
 Engine = TypeVar("Engine")
-
-LAYERS: Final = ("landlock", "seccomp", "spawner")
-"""Layers that are modules of their own beside this one."""
-
-_layers: dict[str, Any] = {}
-"""The modules of the layers there are, loaded by the parent: a worker may live where they cannot be."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Confinement:
@@ -55,22 +46,22 @@ class Confinement:
     mounts: tuple[str, ...] = ()
     """The ASGI applications that are mounted, by name."""
 
+    @property
+    def connects(self) -> bool:
+        """Whether it may open connections at all."""
+        return self.connect_ports is None or bool(self.connect_ports) or bool(self.sockets)
+
 
 def prepare(confinement: Confinement) -> None:
     """In the parent: load what `enter` needs. Raises SandboxError."""
     if confinement.on:
         privileges.prepare()
+        from kore.sandbox import landlock as _landlock  # noqa: F401 (a worker may live where they cannot be loaded)
+        from kore.sandbox import spawner as _spawner  # noqa: F401
     if confinement.on or confinement.tracing:
-        for name in LAYERS:
-            # Seam: a layer is left out only where this version has no such module, never because it does not load.
-            if name not in _layers and find_spec(f"kore.sandbox.{name}") is not None:
-                with privileges.step(f"load the sandbox's {name}"):
-                    _layers[name] = import_module(f"kore.sandbox.{name}")
+        from kore.sandbox import seccomp
 
-
-def layer(name: str) -> Any:
-    """The module of the layer `name`, loaded by `prepare`; None where this version has none."""
-    return _layers.get(name)
+        seccomp.preload()
 
 
 def enter(
@@ -98,10 +89,9 @@ def enter(
 
 
 def _close_files(confinement: Confinement) -> None:
-    """Seam: Landlock. What the kernel does not know is told of by whoever starts the workers, once."""
-    landlock = layer("landlock")
-    if landlock is None:
-        return
+    """Landlock. What the kernel does not know is told of by whoever starts the workers, once."""
+    from kore.sandbox import landlock
+
     landlock.restrict_self(
         landlock.Rules(
             read=_there(confinement.read),

@@ -196,7 +196,7 @@ def start_spawner(terms: Terms) -> SpawnerClient:
     except OSError as error:
         here.close()
         there.close()
-        raise SandboxError(f"the spawner of programs cannot be forked: {error.strerror}") from error
+        raise SandboxError("the spawner of programs cannot be forked", error.strerror or str(error)) from error
     if pid == 0:
         here.close()
         be_spawner(there, worker, terms)
@@ -211,6 +211,6 @@ def start_spawner(terms: Terms) -> SpawnerClient:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         reason = first[1:].decode("utf-8", "replace") or "it ended at once"
-        raise SandboxError(f"the spawner of programs cannot be confined: {reason}")
+        raise SandboxError("the spawner of programs cannot be confined", reason)
     lines = first[1:].decode("utf-8", "replace")
     return SpawnerClient(pid, here, tuple(lines.split("\n")) if lines else ())

@@ -173,14 +173,14 @@ def _drop_capabilities() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     header = ctypes.create_string_buffer(_CAPSET_HEADER.pack(_CAPABILITY_VERSION_3, 0), _CAPSET_HEADER.size)
     if libc.capset(header, ctypes.create_string_buffer(_CAPSET_NOTHING, len(_CAPSET_NOTHING))) != 0:
-        raise SandboxError(f"spawner: capset: {os.strerror(ctypes.get_errno())}")
+        raise SandboxError("spawner: capset", os.strerror(ctypes.get_errno()))
 
 
 def _prctl(name: str, option: int, value: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     zero = ctypes.c_ulong(0)
     if libc.prctl(ctypes.c_int(option), ctypes.c_ulong(value), zero, zero, zero) != 0:
-        raise SandboxError(f"spawner: prctl({name}): {os.strerror(ctypes.get_errno())}")
+        raise SandboxError(f"spawner: prctl({name})", os.strerror(ctypes.get_errno()))
 
 
 class Spawner:

@@ -91,15 +91,16 @@ def _keep_alive(info: ConnectionInfo, sock: Any) -> None:
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
     options = (
-        ("keepalives_idle", socket.TCP_KEEPIDLE),
-        ("keepalives_interval", socket.TCP_KEEPINTVL),
-        ("keepalives_count", socket.TCP_KEEPCNT),
-        ("tcp_user_timeout", socket.TCP_USER_TIMEOUT),
+        ("keepalives_idle", "TCP_KEEPIDLE"),
+        ("keepalives_interval", "TCP_KEEPINTVL"),
+        ("keepalives_count", "TCP_KEEPCNT"),
+        ("tcp_user_timeout", "TCP_USER_TIMEOUT"),
     )
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, info.keepalive["keepalives"])
     for name, option in options:
-        if name in info.keepalive:
-            sock.setsockopt(socket.IPPROTO_TCP, option, info.keepalive[name])
+        # As in libpq, an option that the system has not is ignored.
+        if name in info.keepalive and hasattr(socket, option):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), info.keepalive[name])
 
 
 async def request_cancel(connection: Any) -> None:
