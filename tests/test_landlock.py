@@ -197,7 +197,7 @@ def in_child(function):
         text = file.read()
     os.waitpid(child, 0)
     if text.startswith("-"):
-        raise SandboxError(text[1:])
+        raise SandboxError("Landlock", text[1:])
     assert text
     return text[1:]
 

@@ -196,7 +196,7 @@ def test_a_filter_that_cannot_be_installed(hire) -> None:
     order = []
 
     def fail():
-        raise SandboxError("no such call")
+        raise SandboxError("filter", "no such call")
 
     before = fds()
     with pytest.raises(SandboxError, match="spawner of programs cannot be confined: SandboxError: no such call"):
@@ -209,7 +209,7 @@ def test_a_filter_that_cannot_be_installed(hire) -> None:
 
     def probe():
         order.append(status_of("self")["NoNewPrivs"])
-        raise SandboxError(f"{order}")
+        raise SandboxError("filter", f"{order}")
 
     with pytest.raises(SandboxError, match=r"\['1'\]"):
         start_spawner(Terms(install_filter=probe))
