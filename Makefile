@@ -8,8 +8,17 @@ RIG_SETUP := $(RIG)/.setup-done
 CACHES := .pytest_cache .mypy_cache .ruff_cache .hypothesis docs/bench.json docs/bench.png README.md
 
 # Tests that touch no engine: once is enough.
-ENGINE_FREE := test_house test_http_parser test_http_routes test_http_status test_settings test_public_names test_rig
+ENGINE_FREE := test_house test_http_parser test_http_routes test_http_status test_settings test_public_names test_rig \
+	test_kqueue_standin test_bsd_pledge test_bsd_system
 ENGINE_FREE_ARGS := $(foreach name,$(ENGINE_FREE),--ignore=tests/$(name).py)
+
+# What runs on the engine of the BSDs as well, on the stand-in for kqueue: the driver, the reactor on it, processes, and
+# the HTTP server with its files. Python does there what a kernel would, so this is a part, of about three minutes.
+KQUEUE := $(wildcard tests/test_driver_*.py tests/test_reactor_*.py) $(patsubst %,tests/%.py,test_readiness \
+	test_bsd_kqueue test_proc test_socket_wrap test_process_engine test_process_serve test_process_reopen \
+	test_http_server_clients test_http_server_handlers test_http_server_limits test_http_server_pipeline \
+	test_http_files_sending)
+KQUEUE_ENV := KORE_IO=kqueue PYTHONPATH=$(CURDIR)/tests/kqueue
 
 # With sudo, what root wrote goes back to who called it.
 GIVE_BACK = @if [ -n "$$SUDO_UID" ]; then for f in $(CACHES); do if [ -e "$$f" ]; then \
@@ -19,7 +28,7 @@ GIVE_BACK = @if [ -n "$$SUDO_UID" ]; then for f in $(CACHES); do if [ -e "$$f" ]
 
 help:
 	@echo "make run     set up, then serve examples/hello.py on http://127.0.0.1:8888/"
-	@echo "make test    set up, then run the tests on io_uring and on epoll"
+	@echo "make test    set up, then run the tests on io_uring and on epoll, and the engines' also on a stand-in for kqueue"
 	@echo "make check   ruff, mypy and the house rules"
 	@echo "make bench   compare with other servers (SHORT=1: two minutes; UPDATE=1: write the results into docs/ and README.md;"
 	@echo "             ARGS=\"--cases plain --peers nginx\" goes to the rig)"
@@ -44,16 +53,16 @@ run: $(SETUP)
 test: $(SETUP)
 	@sh scripts/setup.sh browser
 	@sh scripts/setup.sh services
-	@if reason=$$($(BIN)/python scripts/try_uring.py 2>&1); then \
-		status=0; \
+	@status=0; if reason=$$($(BIN)/python scripts/try_uring.py 2>&1); then \
 		echo "test: everything, on io_uring"; KORE_IO=uring $(BIN)/python -m pytest -q || status=1; \
 		echo "test: what depends on the engine, on epoll"; \
 		KORE_IO=epoll $(BIN)/python -m pytest -q $(ENGINE_FREE_ARGS) || status=1; \
-		exit $$status; \
 	else \
 		echo "test: no io_uring here ($$reason): the tests run on epoll only"; \
-		KORE_IO=epoll $(BIN)/python -m pytest -q; \
-	fi
+		KORE_IO=epoll $(BIN)/python -m pytest -q || status=1; \
+	fi; \
+	echo "test: the engines' tests, on kqueue's stand-in"; $(KQUEUE_ENV) $(BIN)/python -m pytest -q $(KQUEUE) || status=1; \
+	exit $$status
 	$(GIVE_BACK)
 	@echo "test: all passed"
 

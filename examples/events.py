@@ -1,9 +1,11 @@
 """Server-sent events on http://127.0.0.1:8888, started with `kore examples/events.py`.
 
-Open the page, or try `curl http://127.0.0.1:8888/events` a few times. A response carries the events that the client has
-not had yet and ends; the client asks again at once, saying which it had last, so that none is missed whatever breaks.
+Open the page, or try `curl -N http://127.0.0.1:8888/events`. The response is an async generator: it sends each event as
+it happens, waits for the next, and is closed when the client leaves. A client whose connection broke connects again by
+itself and says which event it had last, so that none of the last hundred is missed.
 """
 
+import asyncio
 from collections import deque
 
 import kore
@@ -29,7 +31,7 @@ class Events:
     def __init__(self) -> None:
         self.last = 0
         self.events = deque(maxlen=KEPT_MAX)
-        self.waiting = set()
+        self.clients = set()
 
     def configure(self, args):
         kore.config.workers = 1
@@ -50,28 +52,34 @@ class Events:
     def happened(self, text):
         self.last += 1
         self.events.append((self.last, text))
-        for queue in self.waiting:
-            queue.push(self.last)
+        for news in self.clients:
+            news.set()
 
     def page(self, req):
         req.response_header("content-type", "text/html; charset=utf-8")
         req.response(200, PAGE)
 
-    async def stream(self, req):
+    def stream(self, req):
         had = req.request_header("last-event-id") or ""
         had = min(int(had), self.last) if had.isascii() and had.isdigit() else self.last
-        if had == self.last:
-            # Nothing new: wait until something happens. A client that leaves meanwhile ends this at its await.
-            queue = kore.queue()
-            self.waiting.add(queue)
-            try:
-                await queue.pop()
-            finally:
-                self.waiting.discard(queue)
-        news = [f"id: {number}\ndata: {text}\n\n" for number, text in self.events if number > had]
         req.response_header("content-type", "text/event-stream")
         req.response_header("cache-control", "no-store")
-        req.response(200, "retry: 0\n\n" + "".join(news))
+        req.response(200, self.happenings(had))
+
+    async def happenings(self, had):
+        news = asyncio.Event()
+        self.clients.add(news)
+        try:
+            yield "retry: 1000\n\n"
+            while True:
+                news.clear()
+                for number, text in list(self.events):
+                    if number > had:
+                        yield f"id: {number}\ndata: {text}\n\n"
+                        had = number
+                await news.wait()
+        finally:
+            self.clients.discard(news)
 
 
 koreapp = Events()

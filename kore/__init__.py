@@ -81,6 +81,7 @@ if TYPE_CHECKING:  # the same map once more, for type checkers and editors; a te
     from kore.reactor.waits import gather, suspend
     from kore.reactor.wrapped import PySocket as pysocket  # noqa: N813 (the name is the reference's)
     from kore.reactor.wrapped import socket_wrap
+    from kore.sandbox.seccomp import Seccomp as pyseccomp  # noqa: N813 (the name is the reference's)
 
 _HOMES = {
     "kore.application.databases": ("dbsetup",),
@@ -108,6 +109,7 @@ _HOMES = {
     "kore.reactor.trace": ("tracer",),
     "kore.reactor.waits": ("gather", "suspend"),
     "kore.reactor.wrapped": ("PySocket as pysocket", "socket_wrap"),
+    "kore.sandbox.seccomp": ("Seccomp as pyseccomp",),
 }
 
 __all__ = [
@@ -165,6 +167,7 @@ __all__ = [
     "pyproc",
     "pyqueue",
     "pyroute",
+    "pyseccomp",
     "pysocket",
     "pytimer",
     "queue",

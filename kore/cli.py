@@ -31,14 +31,16 @@ options:
   -d         run in the background, whatever the deployment
   -f         run in the foreground, whatever the deployment
   -n         do not chroot; change to the root directory instead
-  -r         do not switch user
+  -r         do not switch user: started as root, workers stay root
   -q         log nothing but what goes wrong and what the application logs
   -v         print version and features
   -h         print this
   --check    the same as the command check
 
 environment:
-  KORE_IO    uring or epoll: the engine to use, strictly; unset: io_uring where the kernel gives one, else epoll
+  KORE_IO       uring, epoll or kqueue: the engine to use, strictly; unset: io_uring where the kernel gives one, else
+                epoll; on the BSDs kqueue
+  KORE_SANDBOX  yes or no: whether workers are confined, whatever the application says; unset: except in development
 """
 
 EXIT_USAGE = 1
@@ -86,7 +88,7 @@ def _misused(reason: str) -> int:
 
 def _version() -> str:
     python = ".".join(map(str, sys.version_info[:3]))
-    return f"kore {__version__} uring epoll python-{python} notls"
+    return f"kore {__version__} uring epoll kqueue python-{python} notls"
 
 
 def _start(given: dict[str, str], rest: list[str]) -> int:

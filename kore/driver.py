@@ -54,6 +54,19 @@ class Operation(Protocol):
         """Cancel and never call back again. What arrives all the same (an accepted fd) is closed by the driver."""
 
 
+class Child(Protocol):
+    """A child process whose end is waited for. Reaping it is for whoever asked: the system only says when."""
+
+    def wait(self, callback: Result) -> None:
+        """Wait again: waitpid(2) said after the callback that it has not ended yet. Some systems tell early."""
+
+    def kill(self) -> None:
+        """SIGKILL, to this process and no other. ProcessLookupError: somebody has reaped it."""
+
+    def close(self) -> None:
+        """Release what was needed for it: after the last callback, or when the driver has been closed."""
+
+
 class StreamOwner(Protocol):
     """Who hears from a stream."""
 
@@ -213,6 +226,9 @@ class Driver(Protocol):
 
     def write(self, fd: int, data: bytes, callback: Result) -> Operation:
         """Write once to a non-blocking pipe; the number of bytes taken."""
+
+    def child(self, pid: int, callback: Result) -> Child:
+        """Call back, with 0 or a negated errno, once child `pid` has ended. OSError where it is known to be none."""
 
     def splice(self, fd_in: int, offset_in: int, fd_out: int, length: int, callback: Result) -> Operation:
         """Move bytes between a pipe and another fd (offset -1: none); the number of bytes moved."""

@@ -11,6 +11,18 @@ class StartError(Exception):
     """The server cannot start; the message says what happened, where, and what to do. Printed as one line."""
 
 
+class SandboxError(StartError):
+    """`step`, of giving rights away, failed for `reason`: the process has more rights than it should and must end.
+
+    It stops the whole server, since a worker that replaced this one would fail in the same way.
+    """
+
+    def __init__(self, step: str, reason: str) -> None:
+        super().__init__(f"{step}: {reason}")
+        self.step = step
+        self.reason = reason
+
+
 class ProtocolError(Exception):
     """The peer broke the protocol: `status` is what to answer, `reason` is for the log."""
 
@@ -38,7 +50,3 @@ class EngineError(OSError):
 
     def __str__(self) -> str:
         return f"{self.call}: {self.strerror} (errno {self.errno}): {self.hint}"
-
-
-class SandboxError(StartError):
-    """A right could not be given away, so the process must not serve; the message says which, where, and what to do."""

@@ -68,12 +68,34 @@ give_back() {
     fi
 }
 
+has_libseccomp() { "$python" -c 'import ctypes; ctypes.CDLL("libseccomp.so.2")' >/dev/null 2>&1; }
+
 has_liburing() { "$python" -c 'import ctypes; ctypes.CDLL("liburing.so.2")' >/dev/null 2>&1; }
+
+can_build() {  # extension modules of C with libcap, for this Python
+    command -v cc >/dev/null 2>&1 && [ -e /usr/include/sys/capability.h ] && "$python" -c '
+import os, sys, sysconfig
+sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' >/dev/null 2>&1
+}
+
+sandbox() {  # python-prctl is compiled; without it the sandbox says what it misses, and its tests fail
+    if ! "$VENV/bin/python" -c 'import prctl' >/dev/null 2>&1 && ! can_build; then
+        version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+        apt_install gcc libc6-dev libcap-dev "python$version-dev" || say "no compiler, Python.h or sys/capability.h"
+    fi
+    "$python" -c 'import ctypes; ctypes.CDLL("libseccomp.so.2")' >/dev/null 2>&1 || apt_install libseccomp2 ||
+        say "libseccomp.so.2 is missing: there is no system call filter"
+    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-input --use-pep517 -e '.[sandbox]' ||
+        say "can't install python-prctl and pyseccomp: kore serves with kore.config.sandbox = 'no' only"
+}
 
 project() {
     need_python
     if ! has_liburing; then
         apt_install liburing2 || say "liburing.so.2 is missing and can't be installed: kore will serve with epoll"
+    fi
+    if ! has_libseccomp; then
+        apt_install libseccomp2 || say "libseccomp.so.2 is missing and can't be installed: there will be no sandbox"
     fi
     for tool in strace curl; do  # strace shows a test which system calls are made; curl is for who tries the example
         command -v $tool >/dev/null 2>&1 || apt_install $tool || say "$tool is missing: tests that need it are skipped"
@@ -86,6 +108,7 @@ project() {
     fi
     say "installing kore and its tools into $VENV"
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-input -e '.[dev]'
+    sandbox
     touch "$VENV/.setup-done"
     give_back
     say "done"

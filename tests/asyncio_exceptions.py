@@ -13,6 +13,7 @@ MODULES = (
     "test_eager_task_factory",
     "test_events",
     "test_free_threading",
+    "test_futures",
     "test_futures2",
     "test_locks",
     "test_queues",
@@ -35,7 +36,6 @@ MODULES = (
 """What is run, where the Python at hand has it."""
 
 MODULES_LEFT_OUT = {
-    "test_futures": "makes no event loop but a fake one of its own",
     "test_pep492": "makes no event loop but a fake one of its own",
     "test_proactor_events": "the inside of Windows' loop",
     "test_protocols": "makes no event loop",
@@ -82,6 +82,7 @@ _ACCEPT = "calls _accept_connection, the inside of the selector loop"
 
 FAILS = {
     "test_events.EPollEventLoopTests.test_timeout_rounding": "asks for the name of loop._selector",
+    "test_events.KqueueEventLoopTests.test_timeout_rounding": "asks for the name of loop._selector",
     "test_base_events.BaseEventLoopWithSelectorTests.test_accept_connection_exception": _ACCEPT,
     "test_base_events.BaseEventLoopWithSelectorTests.test_accept_connection_retry": _ACCEPT,
     "test_subprocess.GenericWatcherTests.test_create_subprocess_fails_with_inactive_watcher": (
@@ -112,3 +113,8 @@ FAILS = {
     ),
 }
 """What is run and fails, each with the reason."""
+
+SKIPS = {
+    "test_events.EPollEventLoopTests.test_internal_fds": "asks for the fds of a selector loop's own, and skips others",
+}
+"""What skips itself when it sees our loop, each with the reason."""

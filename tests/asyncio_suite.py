@@ -50,6 +50,48 @@ def substitute(io: str) -> list[int]:
     return made
 
 
+def replace_fakes_of_runners() -> None:
+    """Have test_runners make the loops that `substitute` put in place; its own are fakes that cannot wait.
+
+    It looks only whether they were closed, and their asynchronous generators before.
+    """
+    from test.test_asyncio import test_runners
+
+    def new_loop(_test: object) -> asyncio.AbstractEventLoop:
+        loop: Any = unix_events.SelectorEventLoop()
+        shutdown = loop.shutdown_asyncgens
+        loop.shutdown_ag_run = False
+
+        async def shutdown_asyncgens() -> None:
+            loop.shutdown_ag_run = True
+            await shutdown()
+
+        loop.shutdown_asyncgens = shutdown_asyncgens
+        return loop
+
+    test_runners.BaseTest.new_loop = new_loop
+
+
+def replace_fakes() -> None:
+    """The same for the fake loops that tests of tasks and futures run on, but for those whose clock is a script."""
+    from test.test_asyncio import utils
+
+    new_fake_loop = utils.TestCase.new_test_loop
+
+    def new_test_loop(test: Any, gen: Any = None) -> asyncio.AbstractEventLoop:
+        if gen is not None:
+            return new_fake_loop(test, gen)
+        loop: Any = unix_events.SelectorEventLoop()
+        test.set_event_loop(loop)
+        return loop
+
+    utils.TestCase.new_test_loop = new_test_loop
+
+
+FAKES = {"test_runners": replace_fakes_of_runners, "test_tasks": replace_fakes, "test_futures": replace_fakes}
+"""Modules that hardly make a loop but a fake, and what has them make ours."""
+
+
 def report(test: str, end: str, ours: bool, said: str, seconds: float) -> None:
     """Write one line."""
     line = {"test": test, "end": end, "ours": ours, "said": said, "seconds": round(seconds, 3)}
@@ -117,6 +159,7 @@ def main(io: str, module: str, left_out: list[str], only: list[str]) -> None:
     """Run `module` but for what is `left_out`, or `only` these."""
     faulthandler.dump_traceback_later(SECONDS_MAX, exit=True)
     made = substitute(io)
+    FAKES.get(module, lambda: None)()
     from test import support
 
     support.use_resources = ["cpu", "walltime"]

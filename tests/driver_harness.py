@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from kore.errors import EngineError
+from tests.engines import ENGINES as ENGINES
 
-ENGINES = ["uring", "epoll"]
 SECONDS_MAX = 20.0
 
 
@@ -30,6 +30,10 @@ def make_driver(io: str):
             from kore.uring.driver import UringDriver
 
             return UringDriver()
+        if io == "kqueue":
+            from kore.bsd.kqueue import KqueueDriver
+
+            return KqueueDriver()
         from kore.readiness.epoll import EpollDriver
 
         return EpollDriver()

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Self
 
+from tests.engines import ENGINES as ENGINES
 from tests.support import SECONDS, Program, pids_of, skip_unless, starter, wait_until
 
-ENGINES = ["uring", "epoll"]
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 

@@ -24,9 +24,10 @@ import pytest
 
 from kore.errors import EngineError
 from kore.sandbox.landlock import Rules, restrict_self
+from kore.uring.driver import _msghdr
 from kore.uring.operations import sockaddr
 from kore.uring.ring import Ring
-from kore.uring.structures import IORING_OP_CONNECT
+from kore.uring.structures import IORING_OP_CONNECT, IORING_OP_NOP, IORING_OP_SENDMSG
 
 X86_64 = {
     "openat": 257, "truncate": 76, "execve": 59, "rmdir": 84, "unlink": 87, "mknod": 133, "mkdir": 83, "symlink": 88,
@@ -34,6 +35,7 @@ X86_64 = {
 }
 IORING_OP_OPENAT, IORING_OP_OPENAT2, IORING_OP_RENAMEAT, IORING_OP_UNLINKAT = 18, 28, 35, 36
 IORING_OP_MKDIRAT, IORING_OP_SYMLINKAT, IORING_OP_SOCKET, IORING_OP_BIND = 37, 38, 45, 56
+IOSQE_ASYNC = 1 << 4
 AT_FDCWD = -100
 AT_REMOVEDIR = 0x200
 TIOCGWINSZ = 0x5413
@@ -79,9 +81,12 @@ class Place:
         self._ring: Ring | None = None
 
     def make_ring(self) -> None:
-        """A ring that nothing restricts."""
+        """A ring that nothing restricts, with a thread of the kernel that has worked for it already."""
         self._ring = Ring(8, 16)
         self._ring.enable(None)
+        self._ring.push(IORING_OP_NOP, IOSQE_ASYNC, 0, -1, 0, 0, 0, 0, 1)
+        self._ring.enter(1, SECONDS_MAX)
+        assert len(list(self._ring.reap())) == 1
 
     def ring(self, opcode: int, fd: int, off=0, addr=0, length: int = 0, flags: int = 0) -> int:
         """The result of one entry; a path is given as it is. Raises OSError."""
@@ -188,6 +193,24 @@ def ioctl_raw(_: Place) -> None:
     except OSError as error:
         if error.errno != errno.ENOTTY:
             raise
+
+
+def fast_open(where: Place) -> None:
+    """A connection by sendto(2)."""
+    socket.socket().sendto(b"x", socket.MSG_FASTOPEN, ("127.0.0.1", where.port))
+
+
+def fast_open_by_ring(where: Place) -> None:
+    """The same by an entry that every server's ring has to allow; in progress is as good as done."""
+    sock = socket.socket()
+    header, keep = _msghdr([b"x"], sockaddr(sock.family, ("127.0.0.1", where.port)))
+    try:
+        where.ring(IORING_OP_SENDMSG, sock.fileno(), 0, header, 1, socket.MSG_FASTOPEN)
+    except OSError as error:
+        if error.errno != errno.EINPROGRESS:
+            raise
+    finally:
+        del keep
 
 
 def connect_abstract(where: Place) -> None:

@@ -12,6 +12,7 @@ import pytest
 from reactor_harness import open_loop
 
 from kore.clients.postgresql import queries
+from tests.engines import ENGINES
 from tests.postgresql_server import DATABASE as DATABASE
 from tests.postgresql_server import USER as USER
 from tests.postgresql_server import PostgresServer, Unavailable
@@ -93,7 +94,7 @@ def own_postgresql(postgresql: PostgresServer) -> Iterator[PostgresServer]:
         server.remove()
 
 
-@pytest.fixture(params=["uring", "epoll"])
+@pytest.fixture(params=ENGINES)
 def loop(request) -> Iterator:
     """A loop on each engine; afterwards its pools are closed, and no database is declared any more."""
     opened = open_loop(request.param)

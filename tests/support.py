@@ -108,7 +108,9 @@ class Program:
     """A started program: its output, line by line, and its end."""
 
     def __init__(self, command: list[str], cwd: Path, environment: dict[str, str] | None = None) -> None:
-        env = {key: value for key, value in os.environ.items() if not key.startswith("KORE_")}
+        env = {
+            key: value for key, value in os.environ.items() if key == "KORE_SANDBOX" or not key.startswith("KORE_")
+        }
         paths = [str(ROOT), *filter(None, [env.get("PYTHONPATH")])]
         env |= {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"} | (environment or {})
         self.process = subprocess.Popen(
@@ -212,13 +214,14 @@ class Starter:
 
     def serve(
         self, text: str = "", *arguments: str, workers: int = 2, options: str = "", deployment: str = "dev",
-        io: str | None = None, wait: bool = True,
+        io: str | None = None, wait: bool = True, environment: dict[str, str] | None = None,
     ) -> Program:
         """Start SERVER_APP on a free port, which is in the program's `address`."""
         port = free_port()
         source = SERVER_APP.format(text=text, workers=workers, options=options, port=port, deployment=deployment)
         (self.directory / "app.py").write_text(source)
-        program = self.kore(*arguments, "app.py", environment={} if io is None else {"KORE_IO": io})
+        given = (environment or {}) | ({} if io is None else {"KORE_IO": io})
+        program = self.kore(*arguments, "app.py", environment=given)
         program.address = ("127.0.0.1", port)
         if wait:
             program.wait_for(READY)

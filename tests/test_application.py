@@ -258,7 +258,7 @@ def test_two_ways_that_disagree_end_the_start():
     [
         (("parent",), {}, RuntimeError),
         (("worker",), {"skip": "chroot"}, RuntimeError),
-        (("worker",), {"skip": ["runas"]}, RuntimeError),
+        (("worker",), {"skip": ["seccomp"]}, RuntimeError),
         (("worker",), {"skip": [5]}, RuntimeError),
         (("worker",), {"root": 5}, TypeError),
         (("worker",), {"root": ""}, ValueError),
@@ -296,6 +296,21 @@ def test_an_unset_deployment_of_root_does_what_root_asked_for():
     application.reset()
     privsep("worker", root="/srv", skip=["chroot"])
     assert freeze(euid=0).deployment == Deployment("", foreground=True, switch_user=False, chroot=False)
+    application.reset()
+    privsep("worker", root="/srv", runas="www", skip=["runas"])
+    assert freeze(euid=0).deployment == Deployment("", foreground=True, switch_user=False, chroot=True)
+
+
+def test_each_kind_of_process_skips_its_own_steps():
+    application.config.deployment = "docker"
+    privsep("worker", skip=["runas"])
+    privsep("worker", skip=["chroot"])
+    privsep("acme", skip=("runas",))
+    plan = freeze(euid=0)
+    assert plan.deployment == Deployment("docker", foreground=True, switch_user=False, chroot=False)
+    assert plan.privileges["worker"] == Privileges(None, None, True, True)
+    assert plan.privileges["keymgr"] == Privileges()
+    assert plan.privileges["acme"] == Privileges(None, None, False, True)
 
 
 # The rest, and the end of declaring.

@@ -177,6 +177,26 @@ async def file(scope, receive, send):
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/x-python")]})
     await send({"type": "http.response.pathsend", "path": __file__})
 
+async def file_and_wait(scope, receive, send):
+    """Waits for the client while the file goes out, as Starlette's streams do; and then again."""
+    await receive()
+    waiting = asyncio.ensure_future(receive())
+    await asyncio.sleep(0)
+    await send({"type": "http.response.start", "status": int(scope["query_string"] or 200)})
+    await send({"type": "http.response.pathsend", "path": __file__})
+    first, second = await waiting, await receive()
+    said(f"file_and_wait: {first['type']} {second['type']}")
+
+async def what_is_no_body(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200})
+    for body in (5, "text", None, [1]):
+        try:
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+        except TypeError as error:
+            said(f"what_is_no_body: {error}")
+    for body in (bytearray(b"one"), memoryview(b"two"), b""):
+        await send({"type": "http.response.body", "body": body, "more_body": bool(body)})
+
 kore.asgi(app)
 '''
 
@@ -440,6 +460,30 @@ def test_files_and_hints(server):
         client.alive()
     hints = server.ask(request("/scope")).body
     assert set(json.loads(hints)["extensions"]) == {"http.response.pathsend", "http.response.early_hint"}
+
+
+@pytest.mark.parametrize(("method", "status"), [("GET", 200), ("HEAD", 200), ("GET", 204), ("GET", 304)])
+def test_who_waits_for_the_client_hears_that_a_file_is_sent(server, method, status):
+    """The response is over, so is the exchange; and a status without a body has none of a file either."""
+    before = server.program.out.count("file_and_wait: http.disconnect http.disconnect")
+    with server.client() as client:
+        found = client.ask(request(f"/file_and_wait?{status}", method=method), method)
+        assert found.status == status
+        whole = (method, status) == ("GET", 200)
+        assert found.body == ((server.program.directory / "app.py").read_bytes() if whole else b"")
+        assert ("content-length" in found.fields) == (status == 200)
+        wait_until(
+            lambda: server.program.out.count("file_and_wait: http.disconnect http.disconnect") > before,
+            "the application hears of the end",
+        )
+        client.alive()
+
+
+def test_a_body_is_bytes(server):
+    """A number is not so many zeros. What is like bytes is taken."""
+    assert server.ask(request("/what_is_no_body", version="1.0")).body == b"onetwo"
+    server.program.wait_for("what_is_no_body")
+    wait_until(lambda: server.program.out.count("what_is_no_body: memoryview: a bytes-like object") == 4, "4 refusals")
 
 
 def read_repeated(client: Client) -> tuple[int, bytes, list[str]]:

@@ -154,6 +154,33 @@ kore.asgi(app)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("how", ["raises", "says and raises"])
+def test_a_lifespan_that_ends_in_between(tmp_path, engine, how):
+    """It is reported when it happens and once, whatever the application says of it; requests are served as before."""
+    says = 'await send({"type": "lifespan.shutdown.failed", "message": "lost it"})' if how != "raises" else "pass"
+    text = HELLO + f'''
+lost = asyncio.Event()
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        await receive()
+        await send({{"type": "lifespan.startup.complete"}})
+        await lost.wait()
+        {says}
+        raise OSError("lost it")
+    lost.set()
+    await hello(send)
+kore.asgi(app)
+'''
+    with mounting(tmp_path, engine, text) as server:
+        assert server.ask(GET).body == b"hello"
+        server.program.wait_for(r"lifespan: uncaught exception: OSError\('lost it'\)")
+        assert server.ask(GET).body == b"hello"
+        server.program.signal(signal.SIGTERM)
+        assert server.program.wait() == 0
+        assert server.program.out.count("uncaught exception") == 1
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_stop_while_it_starts(tmp_path, engine):
     """It is cancelled, and the server ends at once."""
     skip_unless(engine)

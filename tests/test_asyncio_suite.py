@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from asyncio_exceptions import FAILS, LEFT_OUT, MODULES, MODULES_LEFT_OUT
+from asyncio_exceptions import FAILS, LEFT_OUT, MODULES, MODULES_LEFT_OUT, SKIPS
 from reactor_harness import ENGINES, open_loop
 from support import ROOT, skip_unless
 
@@ -49,7 +49,8 @@ needs_suite = pytest.mark.skipif(FOLDER is None, reason="test.test_asyncio (Debi
 
 def run_module(io: str, module: str, *only: str) -> tuple[Report, str]:
     """What became of each test of `module`, and what the run said on standard error."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    paths = (str(ROOT), os.environ.get("PYTHONPATH", ""))
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     env.pop("PYTHONASYNCIODEBUG", None)
     command = [PYTHON, str(ROOT / "tests/asyncio_suite.py"), io, module, *only]
     done = subprocess.run(
@@ -88,6 +89,10 @@ def test_suite(runs, io, module):
         stock, _ = run_module("selector", module, *unexpected)
         unexpected = [name for name in unexpected if stock.get(name, {}).get("end") != "failed"]
     assert not unexpected, "\n".join(f"{name}\n{report[name]['said']}" for name in unexpected)
+    # What a decorator skips has not made a loop before; of the rest, what the stock loop skips too is not about ours.
+    skipped = {name for name, line in report.items() if line["end"] == "skipped" and line["ours"]} - SKIPS.keys()
+    stock = run_module("selector", module, *skipped)[0] if skipped else {}
+    assert not [name for name in skipped if stock.get(name, {}).get("end") != "skipped"]
     passing = sorted(name for name in FAILS if report.get(name, {}).get("end") == "ok")
     assert not passing, f"these are exceptions no more: {passing}"
 
@@ -100,6 +105,12 @@ def test_our_loop_is_what_the_suite_ran_on(runs, io):
     ours = [line for name in ("test_events", "test_streams", "test_ssl", "test_subprocess", "test_sock_lowlevel")
             for line in runs(io, name)[0].values() if line["ours"] and line["end"] == "ok"]
     assert len(ours) > 180
+    for name in PRESENT:
+        report = runs(io, name)[0].values()
+        assert any(line["ours"] for line in report) or all(line["end"] == "skipped" for line in report), name
+    for name, part in (("test_futures", 0.9), ("test_runners", 0.9), ("test_tasks", 0.9)):
+        report = runs(io, name)[0].values()
+        assert sum(bool(line["ours"]) for line in report) > part * len(report), name
 
 
 @needs_suite
@@ -124,7 +135,7 @@ def test_a_failing_test_is_seen(tmp_path):
 
 
 def test_the_exceptions_have_reasons_and_no_doubles():
-    for name, reason in {**FAILS, **LEFT_OUT, **MODULES_LEFT_OUT}.items():
+    for name, reason in {**FAILS, **LEFT_OUT, **MODULES_LEFT_OUT, **SKIPS}.items():
         assert len(reason) > 6, name
     assert not [name for name in FAILS for pattern in LEFT_OUT if fnmatch.fnmatchcase(name, pattern)]
 

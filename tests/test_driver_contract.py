@@ -263,7 +263,10 @@ def serve_connections(io: str, listener: socket.socket, ready_fd: int) -> None:
 @pytest.mark.parametrize("io", ENGINES)
 @pytest.mark.parametrize("at_once", [1, 20])
 def test_two_processes_share_a_listener(io: str, at_once: int) -> None:
-    """Every one of 200 connections is answered, and each of two workers has more than a fifth of them."""
+    """Every one of 200 connections is answered, and each of two workers has more than a fifth of them.
+
+    On kqueue all who wait are woken and nothing ranks them: which of two has how many is the scheduler's affair.
+    """
     make_driver(io).close()  # skips here, in the parent
     workers = []
     shares: dict[bytes, int] = {}
@@ -295,6 +298,8 @@ def test_two_processes_share_a_listener(io: str, at_once: int) -> None:
                 os.waitpid(pid, 0)
     assert set(shares) <= {b"%d" % pid for pid in workers}
     assert sum(shares.values()) == 200
+    if io == "kqueue":
+        return
     assert len(shares) == 2, f"one worker had them all: {shares}"
     assert min(shares.values()) > 40, shares
 

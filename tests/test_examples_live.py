@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from collections.abc import Iterator
 
 import pytest
 
-from tests.http_server_harness import ENGINES, Client, request, since
+from tests.http_server_harness import ENGINES, Client, request
 from tests.test_examples_forms import example
 from tests.websocket_harness import WsClient, close
 
@@ -54,22 +55,42 @@ def test_chat(tmp_path, engine: str) -> None:
             assert stranger.head() == 403
 
 
+def events(address: tuple[str, int], *fields: str) -> Iterator[tuple[int, str]]:
+    """Number and text of each event of one response, as they come; closing it leaves."""
+    with Client(address) as client:
+        client.send(request("/events", *fields))
+        while b"\r\n\r\n" not in client.data:
+            assert client._more()
+        head, _, client.data = client.data.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 ")
+        assert b"\r\ncontent-type: text/event-stream\r\n" in head
+        text = ""
+        while True:
+            *whole, text = text.split("\n\n")
+            for event in whole:
+                if not event.startswith("retry: "):
+                    number, _, data = event.removeprefix("id: ").partition("\n")
+                    yield int(number), data.removeprefix("data: ")
+            text += client._exactly(int(client._line(), 16)).decode()
+            assert client._exactly(2) == b"\r\n"
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_events(tmp_path, engine: str) -> None:
-    """An event a second, none missed between two requests, and nothing sent before its time."""
+    """One response goes on; who comes back gets at once what it missed, and all get what happens next."""
     with example("events.py", tmp_path, engine) as client:
+        address = client.sock.getpeername()
         assert b"EventSource" in client.ask(request("/")).body
-        found = client.ask(request("/events"))
-        assert found.fields["content-type"] == "text/event-stream"
-        number = int(found.body.decode().partition("id: ")[2].partition("\n")[0])
-        for _ in range(2):
-            begin = time.monotonic()
-            found = client.ask(request("/events", f"Last-Event-ID: {number}"))
-            assert since(begin) < 5
-            assert found.body.decode().startswith(f"retry: 0\n\nid: {number + 1}\ndata: {number + 1} s\n\n")
-            number += found.body.count(b"id: ")
-        found = client.ask(request("/events", "Last-Event-ID: 0"))
-        assert found.body.count(b"id: ") >= number
+        with contextlib.closing(events(address)) as stream:
+            found = [next(stream) for _ in range(3)]
+            first = found[0][0]
+            assert found == [(number, f"{number} s") for number in range(first, first + 3)]
+            with contextlib.closing(events(address, f"Last-Event-ID: {first}")) as other:
+                missed = [next(other), next(other)]
+                assert missed == found[1:]
+                assert next(other) == next(stream) == (first + 3, f"{first + 3} s")
+        with contextlib.closing(events(address, "Last-Event-ID: 0")) as stream:
+            assert [next(stream)[0] for _ in range(first + 3)] == list(range(1, first + 4))
         for strange in ("-1", "x", "", "9" * 50):
-            with Client(client.sock.getpeername()) as other:
-                assert other.ask(request("/events", f"Last-Event-ID: {strange}")).status == 200
+            with contextlib.closing(events(address, f"Last-Event-ID: {strange}")) as stream:
+                assert next(stream)[0] > first + 3

@@ -130,6 +130,14 @@ def log(place):
     return Log(place[1] / "home.log")
 
 
+def test_a_line_does_not_wait_for_others(server, log):
+    """http.md 19.3: it took ten seconds, as only full buffers were written at once."""
+    for _ in range(2):  # the second comes right after lines were written
+        server.ask(request("/"))
+        wait_until(lambda: log.path.stat().st_size > log.position, "it is written", seconds=5)
+        log.lines(1)
+
+
 def test_the_line_is_the_documented_one(server, log):
     server.ask(request("/?a=b", "Referer: http://x/", "User-Agent: test/1 (x)"))
     (line,) = log.lines(1)

@@ -415,7 +415,7 @@ def test_a_form_on_disk_with_its_delimiter_at_the_end_of_a_piece(server, to, shi
             found = client.ask(to(data))
             assert found.body == b"field %d True " % size + payload[-20:]
             client.alive()
-    assert not list(Path(server.program.directory, "tmp_files").iterdir())
+    wait_until(lambda: not list(Path(server.program.directory, "tmp_files").iterdir()), "the files are removed")
 
 
 # --- files -----------------------------------------------------------------------------------------------------

@@ -133,3 +133,23 @@ def test_a_websocket_is_logged_and_its_request_is_over(place, how):
         line = re.compile(rf'"GET /ws/{how} HTTP/1.1" 101 0 ')
         wait_until(lambda: line.search((directory / "a.log").read_text()), "the handshake's line")
     server.unharmed()
+
+
+TRACED = """
+@kore.route("/waits", domain=home)
+async def waits(req):
+    kore.corotrace(1)
+    kore.coroname("waiting")
+    await kore.suspend(600_000)
+"""
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_handler_whose_client_left_is_deleted_in_traces(tmp_path, engine):
+    """``killed`` is the word for what task_kill() does (reference: kore.corotrace)."""
+    with serving(tmp_path, engine, TRACED) as server:
+        with server.client() as client:
+            client.send(request("/waits"))
+            server.program.wait_for(r"coro 'waiting' suspended <waits> @ \[app\.py:\d+\]")
+        server.program.wait_for(r"coro 'waiting' deleted <waits> @ \[app\.py:\d+\]")
+        assert "killed" not in server.program.out

@@ -122,7 +122,9 @@ def test_every_method_frames_its_body_alike(method: bytes) -> None:
 
 
 def test_repeated_equal_lengths_collapse() -> None:
-    assert body(request(b"POST / HTTP/1.1", b"Content-Length: 5", b"content-length: 5, 5") + b"hello") == b"hello"
+    """In either order: who takes the first field alone cannot read a list."""
+    for lengths in ((b"5", b"5, 5"), (b"5, 5", b"5"), (b"5,5",)):
+        assert body(request(b"POST / HTTP/1.1", *(b"content-length: " + one for one in lengths)) + b"hello") == b"hello"
 
 
 def test_a_body_over_its_limit_is_refused_at_the_head() -> None:

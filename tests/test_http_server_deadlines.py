@@ -112,7 +112,7 @@ def a_body_in_time(client):
 
 
 def idle(client):
-    client.ask(GET)
+    assert client.ask(GET).fields["keep-alive"] == f"timeout={KEEPALIVE_S}"  # what is announced is what is done
     return read_all(client, time.monotonic())
 
 

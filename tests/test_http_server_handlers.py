@@ -350,6 +350,7 @@ def test_http_1_0_gets_no_chunks(server, kind):
     with server.client() as client:
         found = client.ask(request(f"/body/{kind}", "Connection: keep-alive", version="1.0"))
         assert (found.body, found.fields["connection"]) == (STREAMED[kind], "close")
+        assert "transfer-encoding" not in found.fields
 
 
 @pytest.mark.parametrize("kind", ["bad-first", "raises-first", "number"])

@@ -247,6 +247,17 @@ def test_wrong_curlopt_appears_with_the_request(loop, web):
             kore.httpclient(url, curlopt=wrong)
 
 
+def test_a_size_beyond_the_body_is_refused(loop):
+    """libcurl would send what lies behind it in memory."""
+    with peer() as server:
+        client = kore.httpclient(server.url)
+        for method in (client.post, client.put, client.delete):
+            with pytest.raises(RuntimeError, match="POSTFIELDSIZE is 6, but the body has 5 bytes"):
+                method(body=b"12345", curlopt={kore.CURLOPT_POSTFIELDSIZE: 6})
+        run(loop, client.post(body=b"12345", curlopt={kore.CURLOPT_POSTFIELDSIZE: 3}))
+        assert [request.body for request in server.requests] == [b"123"]
+
+
 def test_no_cookie_passes_from_one_request_to_the_next(loop):
     def reply(request, _wire):
         return answer(request.fields.get("cookie", "none").encode(), "200 OK", "Set-Cookie: a=b")

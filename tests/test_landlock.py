@@ -9,11 +9,22 @@ from pathlib import Path
 
 import pytest
 from driver_harness import fds
-from landlock_harness import ATTEMPTS, CASES, open_python, open_ring, place, skip_unless_possible, tried
+from landlock_harness import (
+    ATTEMPTS,
+    CASES,
+    fast_open,
+    fast_open_by_ring,
+    open_python,
+    open_ring,
+    place,
+    skip_unless_possible,
+    tried,
+)
 
-from kore.errors import SandboxError
+from kore.errors import EngineError, SandboxError
 from kore.sandbox import landlock
 from kore.sandbox.landlock import Rules, abi, restrict_self
+from kore.uring.ring import Ring
 
 REFUSED = {"REFER": {errno.EACCES, errno.EXDEV}, "ABSTRACT": {errno.EPERM}, "SIGNAL": {errno.EPERM}}
 """The errno of a refusal where it is not EACCES."""
@@ -186,7 +197,7 @@ def in_child(function):
         text = file.read()
     os.waitpid(child, 0)
     if text.startswith("-"):
-        raise SandboxError(text[1:])
+        raise SandboxError("Landlock", text[1:])
     assert text
     return text[1:]
 
@@ -269,9 +280,11 @@ def test_blind_spots(where, tmp_path, monkeypatch) -> None:
     needs(4)
     spots = landlock.blind_spots()
     ways = {
-        "MSG_FASTOPEN": lambda place_: socket.socket().sendto(b"x", socket.MSG_FASTOPEN, ("127.0.0.1", place_.port)),
+        "send(2) with MSG_FASTOPEN": fast_open,
         "IPPROTO_MPTCP": lambda place_: socket.socket(proto=262).connect(("127.0.0.1", place_.port)),
     }
+    if uring_is_there():
+        ways["by io_uring, which no filter sees"] = fast_open_by_ring
     for name, way in ways.items():
         said = any(name in spot for spot in spots)
         result = tried(way, where, Rules())
@@ -287,6 +300,15 @@ def test_blind_spots(where, tmp_path, monkeypatch) -> None:
         for text in ("0\n", "2\n", "nothing"):
             file.write_text(text)
             assert not any(spot in line for line in landlock.blind_spots())
+
+
+def uring_is_there() -> bool:
+    """Whether this kernel gives a ring."""
+    try:
+        Ring(8, 16).close()
+    except EngineError:
+        return False
+    return True
 
 
 def test_a_ring_made_before(where) -> None:

@@ -116,6 +116,8 @@ def test_asyncpg(tmp_path, engine, postgresql):  # noqa: F811 - the fixture
             with server.client() as other:
                 other.send(request("/slow"))
                 server.program.wait_for("slow begins", count=number + 1)
+                # A library's request to cancel travels on a connection of its own, and may overtake its query.
+                wait_until(lambda: sessions(postgresql, "state = 'active'"), "the query runs")
                 other.reset()
             server.program.wait_for("slow ends", count=number + 1)
         wait_until(lambda: not sessions(postgresql, "state = 'active'"), "no query is left running")
@@ -227,6 +229,8 @@ def test_sqlalchemy(tmp_path, engine, postgresql):  # noqa: F811 - the fixture
             with server.client() as other:
                 other.send(request("/slow"))
                 server.program.wait_for("slow begins", count=number + 1)
+                # A library's request to cancel travels on a connection of its own, and may overtake its query.
+                wait_until(lambda: sessions(postgresql, "state = 'active'"), "the query runs")
                 other.reset()
             server.program.wait_for("slow ends", count=number + 1)
         assert json.loads(client.ask(request("/read")).body) == ["Ann", ["A", "B"], 2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pwd
 from pathlib import Path
@@ -11,6 +12,7 @@ from reactor_harness import run
 
 import kore
 from kore.clients.postgresql.conninfo import CONNECT_SECONDS, ConnectionInfo, parse
+from kore.clients.postgresql.errors import DatabaseError
 from kore.clients.postgresql.queries import databases
 from kore.errors import ConfigurationError
 from tests.postgresql_harness import PostgresServer, declare, loop
@@ -349,6 +351,25 @@ def test_a_password_from_the_file_lets_in(loop, postgresql, tmp_path: Path):
     declare(f"host=127.0.0.1 port={postgresql.port} user=secret dbname=hello passfile={path}")
     path.unlink()  # read when declared: a worker may not be allowed to
     assert run(loop, kore.dbquery("db", "SELECT 1 AS a")) == [{"a": "1"}]
+
+
+def test_keepalives_the_kernel_refuses_leave_no_connection(loop, postgresql):
+    declare(f"{postgresql.tcp} keepalives_idle=99999999")
+    for _ in range(3):
+        with pytest.raises(DatabaseError, match=r"no connection to 127\.0\.0\.1:\d+: .*Invalid argument"):
+            run(loop, kore.dbquery("db", "SELECT 1"))
+    postgresql.wait_connections(0)
+
+
+def test_a_host_name_that_can_be_none_is_an_error_and_the_next_is_tried(loop, postgresql):
+    name = "x" * 70
+    declare(f"host={name} port=1 user=kore")
+    with pytest.raises(DatabaseError, match=f"no connection to {name}:1: "):
+        run(loop, kore.dbquery("db", "SELECT 1"))
+    with pytest.raises(DatabaseError, match=f"no connection to {name}:1: "):
+        run(loop, asyncio.wait_for(anext(kore.dblisten("db", "jobs")), 15))
+    declare(postgresql.tcp.replace("host=", f"host={name},"), name="two")
+    assert run(loop, kore.dbquery("two", "SELECT 1 AS a")) == [{"a": "1"}]
 
 
 def test_keepalives_are_set_on_the_socket(loop, postgresql):

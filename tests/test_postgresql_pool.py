@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import random
 import signal
 import socket
@@ -17,7 +19,7 @@ from kore.clients.postgresql.errors import DatabaseError
 from kore.clients.postgresql.queries import databases
 from kore.reactor.tasks import live
 from tests.postgresql_harness import PostgresServer, Relay, declare, loop, own_postgresql
-from tests.support import free_port
+from tests.support import children, free_port
 
 __all__ = ["loop", "own_postgresql"]
 
@@ -374,6 +376,106 @@ def test_a_server_restarted_under_load(loop, own_postgresql, how):
     assert ask(loop, "SELECT 1 AS a") == [{"a": "1"}]
     clean(loop)
     assert len(the_pool().sessions) <= 4
+
+
+def signal_all(processes: list[int], number: int) -> None:
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):  # a backend whose client had just gone
+            os.kill(process, number)
+
+
+def test_a_server_that_is_stopped_is_left_in_time_and_used_again_when_it_goes_on(loop, own_postgresql, monkeypatch):
+    """SIGSTOP: the kernel still takes connections and data for it, and nothing answers."""
+    monkeypatch.setattr(pool_module, "CANCEL_SECONDS_MAX", 0.5)
+    server = own_postgresql.start()
+    declare(f"{server.tcp} connect_timeout=2", conn_max=2)
+    assert server.process is not None
+    postmaster = server.process.pid
+
+    async def timed(seconds: float) -> BaseException | list:
+        try:
+            async with asyncio.timeout(seconds):
+                return await kore.dbquery("db", "SELECT 1 AS a")
+        except (TimeoutError, DatabaseError) as error:
+            return error
+
+    async def stopped() -> None:
+        await results(*(kore.dbquery("db", "SELECT pg_sleep(0.1)") for _ in range(2)))
+        first = set(the_pool().sessions)
+        frozen = [postmaster, *children(postmaster)]
+        try:
+            signal_all(frozen, signal.SIGSTOP)
+            got = await results(*(timed(0.3) for _ in range(10)))
+            assert all(isinstance(error, TimeoutError) for error in got)
+            await until(lambda: all(session.gone for session in first), "the connections are given up")
+            assert "no answer within 2 s" in str(await timed(15))
+        finally:
+            signal_all(frozen, signal.SIGCONT)
+        assert await timed(15) == [{"a": "1"}]
+
+    run(loop, stopped())
+    clean(loop)
+    frozen = [postmaster, *children(postmaster)]
+    task = loop.start(kore.dbquery("db", "SELECT pg_sleep(3600)"), lambda _error: None)
+    run(loop, asyncio.to_thread(server.wait_active, 1))
+    signal_all(frozen, signal.SIGSTOP)
+    try:
+        loop.run_until_complete(loop.shutdown_asyncgens())  # nor does the end of a worker wait for it
+        assert not the_pool().sessions
+    finally:
+        signal_all(frozen, signal.SIGCONT)
+        task.kill()
+
+
+def test_a_request_to_cancel_that_overtakes_its_query_is_repeated(loop, own_postgresql, monkeypatch):
+    """They travel on two connections. A server process that was stopped meets the request first, without a query."""
+    monkeypatch.setattr(pool_module, "CANCEL_AGAIN_SECONDS", 0.05)
+    asked = []
+    request_cancel = pool_module.request_cancel
+
+    async def counted(connection) -> None:
+        await request_cancel(connection)
+        asked.append(connection)
+
+    monkeypatch.setattr(pool_module, "request_cancel", counted)
+    server = own_postgresql.start()
+    declare(server.tcp, conn_max=1)
+    backend = int(ask(loop, "SELECT pg_backend_pid() AS pid")[0]["pid"])
+    os.kill(backend, signal.SIGSTOP)
+    try:
+        task = loop.start(kore.dbquery("db", "SELECT pg_sleep(3600)"), lambda _error: None)
+        run(loop, until(lambda: any(session.busy for session in the_pool().sessions), "the query is sent"))
+        task.kill()
+        run(loop, until(lambda: asked, "the server has passed the request on"))
+    finally:
+        os.kill(backend, signal.SIGCONT)
+    clean(loop)
+    assert not server.active()
+    assert ask(loop, "SELECT pg_backend_pid() AS pid") == [{"pid": str(backend)}]
+
+
+def test_a_server_without_room_for_any_connection_is_an_error(loop, own_postgresql):
+    server = own_postgresql.start("max_connections=4", "superuser_reserved_connections=3")
+    server.psql("CREATE ROLE common LOGIN")
+    common = server.tcp.replace("user=kore", "user=common")
+    declare(common, name="other", conn_max=1)
+
+    async def at_last(name: str) -> list:
+        while True:  # a backend keeps its place for a moment after its client has gone
+            try:
+                return await kore.dbquery(name, "SELECT 1 AS a")
+            except DatabaseError as error:
+                assert error.sqlstate == "53300"
+                await asyncio.sleep(0.01)
+
+    run(loop, at_last("other"))
+    declare(common, conn_max=5)
+    got = run(loop, results(*(kore.dbquery("db", "SELECT 1") for _ in range(8))))
+    assert {error.sqlstate for error in got} == {"53300"}
+    assert all("no connection to" in str(error) for error in got)
+    run(loop, until(lambda: not the_pool()._tasks, "no attempt is left that could take the place"))
+    run(loop, databases["other"].pool.close())
+    assert run(loop, at_last("db")) == [{"a": "1"}]
 
 
 def test_a_cancellation_that_the_server_does_not_answer_ends_in_time(loop, postgresql, monkeypatch):

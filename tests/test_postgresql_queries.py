@@ -76,6 +76,14 @@ ARRAY[1, NULL, 3]; ARRAY[['a b', 'c"d'], ['', 'NULL']]; '{}'::int[]; '[0:1]={1,2
 ROW(1, 'a b', NULL); ROW(ARRAY[1], ROW('x', '')); '[1,5)'::int4range; 'empty'::int4range; '[2024-01-01,)'::tsrange
 '{[1,2),[5,7)}'::int4multirange; 'happy'::mood; 7::positive; ROW(1, 'sad')::pair; ARRAY[ROW(1, 'sad')::pair]
 ARRAY['sad', 'happy']::mood[]; ARRAY[7]::positive[]; '["a","b"]'::textrange; pg_sleep(0); NULL::pair
+'Infinity'::numeric; '-Infinity'::numeric; '-0'::float8; '5e-324'::float8; 1e-7::numeric; repeat('9', 500)::numeric
+'-1.5'::money; ''::bytea; E'\\\\x'::bytea; '0'::"char"; ''::"char"; E'\\\\377'::"char"; '{}'::text[]; '[1,1]'::int4range
+'(,)'::numrange; '{}'::int4multirange; '0001-01-01 BC'::date; '4713-01-01 00:00:00 BC'::timestamp; '294276-12-31'::date
+'0044-03-15 12:00:00+00 BC'::timestamptz; '24:00:00'::time; '-178000000 years'::interval; '00:00:00'::interval
+'1e400'::jsonb; '"\\u00fc"'::json; '"\\u00fc"'::jsonb; ''::tsvector; 'a:1A b:2,3B'::tsvector; ''::xml; ROW(NULL)
+ROW(''); ROW(ROW(1, ARRAY['a,b', '"', '\\'])); ARRAY[ROW('a"b', '(,)')]; ARRAY['[1,5)'::int4range]; ''::varbit
+'::1'::inet; repeat('ü', 70000); repeat('x', 255); repeat('x', 254); ARRAY[[[1,2]],[[3,4]]]; ARRAY[NULL, NULL]::int[]
+''::oidvector
 """
 
 
@@ -88,9 +96,11 @@ def test_every_type_comes_as_postgresql_prints_it(loop, db):
     )
     expressions = [text.strip() for line in EXPRESSIONS.strip().splitlines() for text in line.split("; ")]
     printed = db.psql("; ".join(f"SELECT {text}" for text in expressions)).split("\n")
-    assert len(printed) == len(expressions) == 75
+    assert len(printed) == len(expressions) == 117
     for text, value in zip(expressions, printed, strict=True):
         (row,) = ask(loop, f"SELECT {text} AS value")
+        assert (row["value"] or "") == value, text
+        (row,) = ask(loop, f"SELECT 1; SELECT {text} AS value")  # as several statements, which are sent in another way
         assert (row["value"] or "") == value, text
     assert ask(loop, "SELECT NULL::pair AS value") == [{"value": None}]
 
@@ -150,9 +160,10 @@ def test_an_error_says_what_the_server_says(loop, db):
     assert str(error) == "database 'db': ERROR: column \"nowhere\" does not exist (SQLSTATE 42703); at character 8"
 
 
-@pytest.mark.parametrize("query", ["", "  ", ";", "-- nothing"])
-def test_an_empty_query_is_an_error(loop, db, query):
-    assert "the query is empty" in str(refused(loop, query))
+@pytest.mark.parametrize("typed", [False, True])
+@pytest.mark.parametrize("query", ["", "  ", ";", "-- nothing", "/* nothing */ ;"])
+def test_an_empty_query_is_an_error(loop, db, query, typed):
+    assert "the query is empty" in str(refused(loop, query, typed=typed))
 
 
 @pytest.mark.parametrize(
@@ -167,6 +178,9 @@ def test_an_empty_query_is_an_error(loop, db, query):
         ("SELECT $1::text", {"params": ["a\0b"]}, "22021"),
         ("SELECT $1::int", {"params": ["x"], "typed": True}, "22000"),
         ("COPY (SELECT 1) TO STDOUT", {}, None),
+        ("COPY (SELECT 1) TO STDOUT", {"typed": True}, None),
+        ("SELECT '0044-03-15 BC'::date", {"typed": True}, None),
+        ("SELECT '294276-01-01'::timestamp", {"typed": True}, None),
         ("COPY pg_class TO STDOUT; SELECT 1", {}, None),
         ("CREATE TEMP TABLE c (a int); COPY c FROM STDIN", {}, None),
     ],
@@ -178,11 +192,12 @@ def test_after_an_error_the_connection_goes_on(loop, db, query, keywords, sqlsta
     assert pid(loop) == before
 
 
-def test_copy_from_stdin_by_itself_is_refused_and_the_connection_goes_on(loop, db):
+@pytest.mark.parametrize("typed", [False, True])
+def test_copy_from_stdin_by_itself_is_refused_and_the_connection_goes_on(loop, db, typed):
     ask(loop, "CREATE TABLE copied (a int)")
     before = pid(loop)
-    for _ in range(2):
-        assert "COPY FROM STDIN" in str(refused(loop, "COPY copied FROM STDIN"))
+    for text in ("COPY copied FROM STDIN", " -- x\n/* y */ copy copied from stdin;"):
+        assert "COPY FROM STDIN" in str(refused(loop, text, typed=typed))
     assert pid(loop) == before
     ask(loop, "DROP TABLE copied")
 
@@ -193,6 +208,7 @@ def test_copy_from_stdin_by_itself_is_refused_and_the_connection_goes_on(loop, d
         ((1, "SELECT 1"), {}, TypeError),
         (("db", b"SELECT 1"), {}, TypeError),
         (("db", "SELECT 1\0"), {}, ValueError),
+        (("db", "SELECT '\ud800'"), {}, ValueError),
         (("db", "SELECT $1"), {"params": "x"}, RuntimeError),
         (("db", "SELECT $1"), {"params": [1]}, RuntimeError),
         (("db", "SELECT $1"), {"params": {"a": "b"}}, RuntimeError),
@@ -318,10 +334,42 @@ def test_what_a_query_changes_of_its_session_does_not_reach_the_next(loop, db, t
     assert pid(loop) == before
 
 
-def test_another_encoding_is_refused_and_its_connection_given_up(loop, db):
+@pytest.mark.parametrize("typed", [False, True])
+@pytest.mark.parametrize(
+    "statement",
+    ["CREATE TEMP TABLE mine AS SELECT 1 AS a", "create  local temporary table mine as select 1 AS a",
+     "SELECT 1 AS a INTO TEMP mine", "SELECT 1 AS a INTO TEMPORARY TABLE mine",
+     "CREATE TABLE pg_temp.mine AS SELECT 1 AS a", "SELECT set_config('search_path', 'nowhere', false)",
+     "UPDATE pg_settings SET setting = 'nowhere' WHERE name = 'search_path'",
+     "SELECT pg_advisory_lock(7)", "SELECT pg_try_advisory_lock_shared(7)"],
+)  # fmt: skip
+def test_neither_does_what_its_command_tag_does_not_tell(loop, db, statement, typed):
     before = pid(loop)
-    assert "client_encoding is LATIN1" in str(refused(loop, "SET client_encoding TO 'LATIN1'; SELECT 'ü' AS a"))
-    assert ask(loop, "SELECT 'ü' AS a") == [{"a": "ü"}]
+    for _ in range(2):
+        ask(loop, statement, typed=typed)
+        (row,) = ask(
+            loop, "SELECT current_setting('search_path') AS path, to_regclass('mine') AS mine,"
+            " (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory') AS locks",
+        )  # fmt: skip
+        assert row == {"path": '"$user", public', "mine": None, "locks": "0"}
+    assert pid(loop) == before
+
+
+def test_a_text_that_only_names_such_words_costs_no_reset(loop, db):
+    texts = ["SELECT 1 AS temp", "SELECT 'temperature' AS a", "SELECT count(*) AS a FROM pg_settings"]
+    for _ in range(2):
+        for text in texts:
+            ask(loop, text)
+    rows = ask(loop, "SELECT statement FROM pg_prepared_statements")
+    assert {row["statement"] for row in rows} >= set(texts)
+
+
+@pytest.mark.parametrize("typed", [False, True])
+def test_another_encoding_is_refused_and_its_connection_given_up(loop, db, typed):
+    before = pid(loop)
+    text = "SET client_encoding TO 'LATIN1'" if typed else "SET client_encoding TO 'LATIN1'; SELECT 'ü' AS a"
+    assert "client_encoding is LATIN1" in str(refused(loop, text, typed=typed))
+    assert ask(loop, "SELECT 'ü' AS a", typed=typed) == [{"a": "ü"}]
     assert pid(loop) != before
 
 

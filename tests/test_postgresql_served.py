@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.engines import ENGINES
 from tests.http_server_harness import Client, request
 from tests.postgresql_harness import PostgresServer
 from tests.support import Starter, http_get, pids_of, skip_unless, starter, wait_until
@@ -87,7 +88,7 @@ def standard(postgresql: PostgresServer) -> Iterator[PostgresServer]:
         server.remove()
 
 
-@pytest.fixture(params=["uring", "epoll"])
+@pytest.fixture(params=ENGINES)
 def place(request, standard: PostgresServer, tmp_path: Path) -> Iterator[Place]:
     skip_unless(request.param)
     with starter(tmp_path) as start:

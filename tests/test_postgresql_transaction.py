@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 
 import pytest
 from reactor_harness import run
 
 import kore
+from kore.clients.postgresql import pool as pool_module
+from kore.clients.postgresql import transaction
 from kore.clients.postgresql.errors import DatabaseError
-from tests.postgresql_harness import PostgresServer, declare, loop
+from tests.postgresql_harness import PostgresServer, Relay, declare, loop
 from tests.test_postgresql_pool import clean, until
 
 __all__ = ["loop"]
@@ -106,6 +109,83 @@ def test_a_wrong_value_that_never_reached_the_server_fails_nothing(loop, db):
 
     run(loop, block())
     assert rows(db) == "one"
+
+
+@pytest.mark.parametrize("typed", [False, True])
+@pytest.mark.parametrize(
+    ("change", "then"),
+    [("ALTER TABLE changing ADD b int", 2), ("SET LOCAL search_path TO other", 3),
+     ("SELECT set_config('search_path', 'other', true)", 3), ("DEALLOCATE ALL", 1), ("DROP TABLE changing", 1)],
+)  # fmt: skip
+def test_what_a_transaction_changes_it_sees(loop, db, change, then, typed):
+    """A statement prepared before is prepared anew: the server's refusal of its plan would end the transaction."""
+    db.psql(
+        "DROP TABLE IF EXISTS changing; CREATE TABLE changing (a int); INSERT INTO changing VALUES (1);"
+        "CREATE SCHEMA IF NOT EXISTS other; CREATE TABLE IF NOT EXISTS other.changing (a int, b int, c int);"
+        "TRUNCATE other.changing; INSERT INTO other.changing VALUES (1)"
+    )
+
+    async def work() -> None:
+        for _ in range(2):  # the second time with what the first left
+            with pytest.raises(ZeroDivisionError):
+                async with kore.dbtransaction("db") as tx:
+                    assert len((await tx.query("SELECT * FROM changing", typed=typed))[0]) == 1
+                    await tx.query(change, typed=typed)
+                    if change.startswith("DROP"):
+                        await tx.query("CREATE TABLE changing AS SELECT 'x' AS z", typed=typed)
+                    assert len((await tx.query("SELECT * FROM changing", typed=typed))[0]) == then
+                    raise ZeroDivisionError
+            assert len((await kore.dbquery("db", "SELECT * FROM changing", typed=typed))[0]) == 1
+
+    run(loop, work())
+
+
+@pytest.mark.parametrize("typed", [False, True])
+@pytest.mark.parametrize("over", [False, True])
+def test_a_query_that_outlives_its_transaction_reaches_nobody_else(loop, db, typed, over):
+    """A task of the block goes on after its end: its query is cancelled, and the next user of the pool has peace."""
+
+    async def work() -> None:
+        async with asyncio.TaskGroup() as group:
+            with pytest.raises(RuntimeError, match="another query runs"):
+                async with kore.dbtransaction("db") as tx:
+                    if over:
+                        await tx.query("COMMIT")
+                    left = group.create_task(failing(tx.query("SELECT pg_sleep(3600) AS a", typed=typed)))
+                    await asyncio.to_thread(db.wait_active, 1)
+            for number in range(3):
+                assert await kore.dbquery("db", f"SELECT {number} AS a") == [{"a": str(number)}]
+            await left
+
+    async def failing(query) -> None:
+        with pytest.raises(DatabaseError):
+            await query
+
+    run(loop, work())
+    if not typed:
+        db.wait_quiet()
+    else:
+        db.psql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'kore'")
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_the_rollback_of_a_server_that_does_not_answer_ends_in_time(loop, postgresql, monkeypatch, inner):
+    monkeypatch.setattr(transaction, "TIDY_SECONDS_MAX", 0.2)
+    monkeypatch.setattr(pool_module, "CANCEL_SECONDS_MAX", 0.2)
+    with Relay(postgresql.port) as relay:
+        declare(f"host=127.0.0.1 port={relay.port} user=kore dbname=hello sslmode=disable", conn_max=1)
+
+        async def work() -> None:
+            with pytest.raises(ZeroDivisionError):
+                async with kore.dbtransaction("db") as tx, AsyncExitStack() as stack:
+                    if inner:
+                        await stack.enter_async_context(tx.transaction())
+                    relay.stalls.set()
+                    raise ZeroDivisionError
+            relay.stalls.clear()
+
+        run(loop, work())
+        assert run(loop, kore.dbquery("db", "SELECT 1 AS a")) == [{"a": "1"}]
 
 
 def test_what_only_the_commit_finds_is_an_error(loop, db):

@@ -10,6 +10,7 @@ import struct
 
 import pytest
 
+from tests.engines import ENGINES
 from tests.support import SECONDS, pids_of, skip_unless, starter, wait_until
 
 APP = """
@@ -63,7 +64,7 @@ class Client:
         self.sock.close()
 
 
-@pytest.fixture(params=["uring", "epoll"])
+@pytest.fixture(params=ENGINES)
 def engine(request):
     skip_unless(request.param)
     return request.param

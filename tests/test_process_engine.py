@@ -5,16 +5,18 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import select
 import signal
 import subprocess
 import sys
 
 import pytest
 
+from tests.engines import ENGINES
 from tests.support import READY, SERVER_APP, children, free_port, pids_of, skip_unless, starter
 
 
-@pytest.fixture(params=["uring", "epoll"])
+@pytest.fixture(params=ENGINES)
 def engine(request):
     skip_unless(request.param)
     return request.param
@@ -74,6 +76,16 @@ def test_a_ring_that_was_demanded_and_refused_is_no_start(ringless):
     assert program.err.startswith("kore: KORE_IO=uring: ")
     assert program.err.count("\n") == 1
     assert "ready" not in program.out
+
+
+def test_kqueue_demanded_where_there_is_none_is_no_start(tmp_path):
+    if hasattr(select, "kqueue"):
+        pytest.skip("there is a kqueue here")
+    with starter(tmp_path) as programs:
+        program = programs.serve(io="kqueue", wait=False)
+        assert program.wait() == 1
+        assert program.err.startswith("kore: KORE_IO=kqueue: kqueue: there is no kqueue on this system (errno 38): ")
+        assert program.err.count("\n") == 1
 
 
 def test_forced_epoll_makes_no_call_of_io_uring(tmp_path):

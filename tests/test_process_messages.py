@@ -17,6 +17,7 @@ import pytest
 from kore.process.outbox import WAITING_BYTES_MAX
 from kore.process.pieces import OBJECT_BYTES_MAX
 from kore.process.post import TASKS_MAX
+from tests.engines import ENGINES
 from tests.support import SECONDS, http_get, pids_of, skip_unless, starter, wait_until
 
 APP = """
@@ -54,7 +55,7 @@ def run(req, worker, text):
 """
 
 
-@pytest.fixture(params=["uring", "epoll"])
+@pytest.fixture(params=ENGINES)
 def engine(request):
     skip_unless(request.param)
     return request.param

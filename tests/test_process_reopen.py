@@ -15,6 +15,7 @@ from kore.process.channel import Kind, channel_pair
 from kore.process.log import DescriptorSink, Log
 from kore.process.reopening import Reopening, access_logs
 from kore.process.seat import Seat
+from tests.engines import ENGINES
 from tests.support import http_get, pids_of, skip_unless, starter, wait_until
 
 LOGS = """
@@ -38,7 +39,7 @@ def write(req, text):
 """
 
 
-@pytest.fixture(params=["uring", "epoll"])
+@pytest.fixture(params=ENGINES)
 def engine(request):
     skip_unless(request.param)
     return request.param

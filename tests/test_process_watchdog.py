@@ -6,11 +6,13 @@ import re
 
 import pytest
 
+from tests.engines import skip_on_standin
 from tests.http_server_harness import ENGINES, request, serving
 from tests.support import wait_until
 
 APP = """
 import asyncio
+import functools
 import hashlib
 import time
 
@@ -60,6 +62,22 @@ async def busy(req):
         await asyncio.sleep(0)
     req.response(200, b"done")
 
+def wrapped_one(_):
+    block(0.6)
+
+def wrapped_two(_):
+    block(0.6)
+
+def in_library(function):
+    @kore.route(f"/{function.__name__}", domain=home, methods=["get"])
+    async def wrapped(req):
+        asyncio.get_running_loop().call_soon(functools.singledispatch(function), None)
+        await kore.suspend(1)
+        req.response(200, b"done")
+
+in_library(wrapped_one)
+in_library(wrapped_two)
+
 @kore.route("/until", domain=home, methods=["get"])
 def until(req):
     while not os.path.exists(req.query):
@@ -76,6 +94,7 @@ def told(server) -> list[tuple[str, str, str]]:
 
 @pytest.fixture(scope="module", params=ENGINES)
 def server(request, tmp_path_factory):
+    skip_on_standin(request.param, "it waits in Python code, which the watchdog takes for a callback")
     with serving(tmp_path_factory.mktemp("watchdog"), request.param, APP, "kore.config.http_request_ms = 20") as made:
         yield made
 
@@ -94,6 +113,13 @@ def test_what_blocks_the_loop_is_told_of_once_with_its_lines(server, path, name,
     places = lines[0][2].split(" < ")
     assert re.fullmatch(rf"app\.py:\d+ {innermost}\(\)", places[0])
     assert re.fullmatch(rf"app\.py:\d+ {name}\(\)", places[-1])
+
+
+@pytest.mark.parametrize("name", ["wrapped_one", "wrapped_two"])
+def test_who_is_called_by_a_library_is_told_of_by_name(server, name):
+    """Each on its own, though the library's function in front is the same."""
+    assert server.ask(request(f"/{name}")).body == b"done"
+    server.program.wait_for(rf"log=\[{name}\(\) has kept .* block\(\) < app\.py:\d+ {name}\(\) < functools\.py")
 
 
 @pytest.mark.parametrize("path", ["/waits", "/executor", "/busy"])

@@ -42,7 +42,7 @@ ADDED = {"asgi", "dblisten", "dbtransaction"}
 TYPES = {
     "pycurlhandle": "kore.curl", "pydomain": "kore.domain", "pyhttp_file": "kore.http_file",
     "pyhttp_request": "kore.http_request", "pyhttpclient": "kore.httpclient",
-    "pylock": "kore.lock", "pyproc": "kore.proc", "pysocket": "kore.socket",
+    "pylock": "kore.lock", "pyproc": "kore.proc", "pyseccomp": "kore.seccomp", "pysocket": "kore.socket",
     "pyqueue": "kore.queue", "pyroute": "kore.route", "pytimer": "kore.timer",
 }  # fmt: skip
 

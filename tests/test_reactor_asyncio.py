@@ -6,6 +6,7 @@ Most of it are things that a loop on another engine than a selector can do wrong
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import os
 import signal
@@ -126,6 +127,27 @@ def test_unix_datagrams_wait_for_their_reader(loop, tmp_path):
     run(loop, main())
 
 
+def test_both_ends_of_a_socketpair_are_connected(loop):
+    """A datagram to nobody in particular goes to the other end, which has no name."""
+
+    async def main():
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        transport, heard = await loop.create_datagram_endpoint(Datagrams, sock=near)
+        transport.sendto(b"one")
+        far.setblocking(False)
+        assert await loop.sock_recv(far, 100) == b"one"
+        far.send(b"two")
+        await heard.until(lambda found: found == [(b"two", None)])
+        far.close()
+        transport.sendto(b"three")
+        await heard.until(lambda found: len(found) == 2)
+        assert isinstance(heard.heard[1][0], ConnectionError)
+        transport.close()
+        await heard.until(lambda found: found[-1] == ("lost", None))
+
+    run(loop, main())
+
+
 def test_what_a_unix_peer_sent_before_it_closed_is_all_read(loop):
     """A close of a UNIX socket hangs up at once, while the reader is still busy with what it got before."""
 
@@ -213,6 +235,29 @@ def test_the_end_of_a_child_needs_no_watcher_and_no_sigchld(loop):
     assert not loop._children
 
 
+def test_a_child_whose_end_cannot_be_heard_of_is_no_child(loop, monkeypatch):
+    """Where pidfd_open(2) is refused, as some sandboxes do, the error is raised and nothing is left behind."""
+
+    def refuse(_pid):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    async def main():
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSYS)):
+            await asyncio.create_subprocess_exec("sleep", "3600", stdin=-1, stdout=-1)
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        while any("_connect_pipes" in repr(task) and not task.done() for task in others):
+            await asyncio.sleep(0)
+        for _ in range(5):
+            await asyncio.sleep(0)  # the pipes' ends are told, then closed
+
+    before = fds()
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    run(loop, main())
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+    assert fds() == before
+
+
 def test_the_file_of_a_unix_server_is_removed_where_asked_and_still_its_own(loop, tmp_path):
     async def main():
         for name, cleanup, replaced in (("a", True, False), ("b", False, False), ("c", True, True)):
@@ -235,6 +280,8 @@ def test_writes_are_refused_while_a_file_goes_out_and_its_place_is_kept(loop, tm
 
     async def serve(reader, writer):
         transport = writer.transport
+        # Or a generous kernel takes all of the file at once, and nothing is in progress.
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
         writer.write(b"head")
         with path.open("rb") as file:
             sending = asyncio.ensure_future(loop.sendfile(transport, file, 1000, 4_000_000))
@@ -302,6 +349,22 @@ def test_watching_what_cannot_be_watched_is_refused(loop, tmp_path):
         far.close()
 
     run(loop, main())
+
+
+@pytest.mark.parametrize("ask", ["sock_sendall", "sock_recv", "sock_accept", "sock_connect"])
+def test_debug_mode_refuses_a_blocking_socket(loop, ask):
+    """Nothing to send is no reason to let it pass."""
+    loop.set_debug(True)
+    arguments = {"sock_sendall": (b"",), "sock_recv": (1,), "sock_connect": (("127.0.0.1", 1),)}.get(ask, ())
+    with socket.socket() as sock, pytest.raises(ValueError, match="the socket must be non-blocking"):
+        run(loop, getattr(loop, ask)(sock, *arguments))
+
+
+def test_a_signal_that_cannot_be_caught_is_refused_in_the_words_of_asyncio(loop):
+    for number in (signal.SIGKILL, signal.SIGSTOP):
+        with pytest.raises(RuntimeError, match=f"^sig {int(number)} cannot be caught"):
+            loop.add_signal_handler(number, print)
+        assert not loop.remove_signal_handler(number)
 
 
 def test_debug_mode_says_where_a_callback_came_from_and_what_is_slow(loop, caplog):

@@ -7,6 +7,7 @@ import contextvars
 import gc
 import logging
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -377,7 +378,7 @@ def test_context_variables(loop):
 
 def test_an_unknown_engine_is_refused(monkeypatch):
     monkeypatch.setenv("KORE_IO", "carrier-pigeon")
-    with pytest.raises(kore.errors.ConfigurationError, match=r"KORE_IO='carrier-pigeon'.*uring, epoll"):
+    with pytest.raises(kore.errors.ConfigurationError, match=r"KORE_IO='carrier-pigeon'.*uring, epoll, kqueue"):
         reactor.new_driver()
 
 
@@ -413,6 +414,11 @@ def test_the_engine_is_found_by_trying(monkeypatch):
     monkeypatch.setattr(engine, "_make", Fake)
     assert reactor.select_engine() == ("uring", None)
     assert reactor.select_engine("epoll") == ("epoll", None)
+    # A BSD: there is no epoll, and nobody looks for a ring.
+    monkeypatch.setattr(engine, "_make", make)
+    monkeypatch.delattr(select, "epoll")
+    assert reactor.select_engine() == ("kqueue", None)
+    assert reactor.new_driver().name == "kqueue"
 
 
 def test_policy():

@@ -366,3 +366,70 @@ def test_switching_protocols(loop):
         await plain.closed
 
     run(loop, main())
+
+
+def test_a_protocol_is_what_its_methods_say(loop):
+    """Whoever gives buffers is buffered without being a BufferedProtocol, as on uvloop."""
+
+    class GivesBuffers(asyncio.BaseProtocol):
+        get_buffer = Buffered.get_buffer
+        buffer_updated = Buffered.buffer_updated
+
+        def __init__(self):
+            Buffered.__init__(self)
+
+        def eof_received(self):
+            pass
+
+        def connection_lost(self, exc):
+            self.lost.set_result(exc)
+
+    async def main():
+        protocols = []
+        server = await loop.create_server(
+            lambda: protocols.append(GivesBuffers()) or protocols[-1], "127.0.0.1", 0,
+        )
+        _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer.write(b"more than seven bytes")
+        writer.close()
+        await writer.wait_closed()
+        assert await protocols[0].lost is None
+        assert protocols[0].data == b"more than seven bytes"
+        server.close()
+        await server.wait_closed()
+
+    run(loop, main())
+
+
+def test_a_protocol_that_takes_no_data_may_have_a_connection(loop):
+    """It lives until data comes, and is then ended with a word to the protocol; the listener and its fds are sound."""
+    contexts = []
+    loop.set_exception_handler(lambda _loop, context: contexts.append(context))
+
+    class TakesNothing(asyncio.BaseProtocol):
+        def __init__(self):
+            self.lost = loop.create_future()
+
+        def connection_made(self, transport):
+            transport.write(b"hello")
+
+        def connection_lost(self, exc):
+            self.lost.set_result(exc)
+
+    async def main():
+        protocols = []
+        server = await loop.create_server(
+            lambda: protocols.append(TakesNothing()) or protocols[-1], "127.0.0.1", 0,
+        )
+        for number in range(2):
+            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            assert await reader.readexactly(5) == b"hello"
+            assert not contexts[number:]
+            writer.write(b"data")
+            assert isinstance(await protocols[number].lost, TypeError)
+            writer.close()
+        assert "get_buffer()" in str(contexts[0]["exception"])
+        server.close()
+        await server.wait_closed()
+
+    run(loop, main())

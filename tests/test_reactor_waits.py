@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 import time
 
 import pytest
@@ -233,6 +234,32 @@ def test_a_killed_child_is_a_result(fake):
         assert results[1] == "other"
 
     run(fake, main())
+
+
+def test_a_gather_that_another_thread_collects(loop):
+    """Its children are killed all the same, and by the loop's own thread."""
+    killed_in = []
+
+    async def child():
+        try:
+            await forever()
+        finally:
+            killed_in.append(threading.get_ident())
+
+    async def main():
+        ring = [reactor.gather(child(), child())]
+        ring.append(ring)
+        await reactor.suspend(1)
+        gc.disable()
+        try:
+            del ring
+            await loop.run_in_executor(None, gc.collect)
+        finally:
+            gc.enable()
+        await reactor.suspend(1)
+
+    run(loop, main())
+    assert killed_in == [threading.get_ident()] * 2
 
 
 @pytest.mark.parametrize("end", ["kill", "cancel", "drop", "drop-unawaited"])

@@ -8,7 +8,20 @@ import select
 import socket
 
 import pytest
-from driver_harness import Owner, Results, fds, open_driver, own, processor_time, run, tcp_listener, turns, unix_pair
+from driver_harness import (
+    ENGINES,
+    Owner,
+    Results,
+    fds,
+    make_driver,
+    open_driver,
+    own,
+    processor_time,
+    run,
+    tcp_listener,
+    turns,
+    unix_pair,
+)
 
 from kore.errors import EngineError
 from kore.readiness.driver import WITHDRAWN_TIMEOUTS_MIN
@@ -16,11 +29,13 @@ from kore.readiness.epoll import EpollDriver, EpollPoller
 from kore.readiness.operation import Instant
 from kore.readiness.watch import NOT_REGISTERED
 
+POLLING = [name for name in ENGINES if name != "uring"]
 
-@pytest.fixture
-def driver():
-    """The epoll driver."""
-    yield from open_driver("epoll")
+
+@pytest.fixture(params=POLLING)
+def driver(request):
+    """The readiness driver on each poller."""
+    yield from open_driver(request.param)
 
 
 @pytest.fixture
@@ -131,7 +146,7 @@ def test_poll_on_a_regular_file(driver, tmp_path) -> None:
 
 
 def test_two_accepts_and_a_poll_on_one_listener(driver) -> None:
-    """EPOLLEXCLUSIVE cannot be modified (epoll_ctl(2)); the listener can be waited on by several all the same."""
+    """A listener can be waited on by several, although EPOLLEXCLUSIVE cannot be modified (epoll_ctl(2))."""
     accepted, polled = Results(), Results()
     with tcp_listener() as listener:
         operations = [driver.accept(listener.fileno(), accepted)]
@@ -239,10 +254,11 @@ def test_pausing_costs_no_system_call(driver, pair) -> None:
     run(driver, lambda: owner.data)
 
 
-def test_closing_the_driver_from_a_callback(pair) -> None:
+@pytest.mark.parametrize("io", POLLING)
+def test_closing_the_driver_from_a_callback(io: str, pair) -> None:
     """close() in the middle of a batch: nobody else is called, and no fd is left."""
     before = fds()
-    driver = EpollDriver()
+    driver = make_driver(io)
     called = []
     peers = []
 

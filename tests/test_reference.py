@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.engines import ENGINES
 from tests.http_server_harness import Client, Response, request
 from tests.support import READY, Starter, alive, http_get, pids_of, skip_unless, starter, wait_until
 from tests.websocket_harness import BINARY, TEXT, Frame, WsClient, close, opening
@@ -230,7 +231,7 @@ def around(example: str, more: str, workers: int = 1) -> str:
     return AROUND.format(example=example, more=more, workers=workers)
 
 
-@pytest.fixture(params=["uring", "epoll"])
+@pytest.fixture(params=ENGINES)
 def environment(request: pytest.FixtureRequest) -> dict[str, str]:
     skip_unless(request.param)
     with socket.socket() as sock:

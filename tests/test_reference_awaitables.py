@@ -20,11 +20,10 @@ import pytest
 
 import kore
 from tests.driver_harness import fds
+from tests.engines import ENGINES
 from tests.http_server_harness import Client, request
 from tests.reactor_harness import open_loop, run
 from tests.support import READY, SECONDS, Starter, free_port, http_get, skip_unless, starter
-
-ENGINES = ["uring", "epoll"]
 
 PAGE = """\
 import kore

@@ -27,6 +27,7 @@ DEFAULTS = {
     "socket_backlog": 5000, "logfile": None, "tls_version": "both", "tls_cipher": None, "tls_dhparam": None,
     "rand_file": None, "deployment": None, "acme_email": None,
     "acme_provider": "https://acme-v02.api.letsencrypt.org/directory", "pledge": (), "seccomp_tracing": False,
+    "sandbox_programs": (),
     "filemap_ext": None, "filemap_index": "index.html", "http_media_type": (), "http_header_max": 4096,
     "http_header_timeout": 10, "http_body_max": 1024000, "http_body_timeout": 60, "http_write_timeout": 60,
     "http_body_disk_offload": 0,
@@ -36,6 +37,7 @@ DEFAULTS = {
     "websocket_deflate": True,
     "pgsql_conn_max": 2, "pgsql_queue_limit": 1000,
     "task_threads": 2, "curl_timeout": 60, "curl_recv_max": 2097152, "file": None, "root": None, "runas": None,
+    "sandbox": None, "sandbox_read": (), "sandbox_write": (), "sandbox_connect": (),
     "keymgr_root": None, "keymgr_runas": None, "acme_root": None, "acme_runas": None,
 }  # fmt: skip
 
@@ -123,6 +125,21 @@ def test_switches_take_words_numbers_and_booleans(config, name):
             setattr(config, name, value)
 
 
+def test_ports_and_paths_of_the_sandbox_collect(config):
+    config.sandbox_connect = 5432
+    config.sandbox_connect = ["443", "any"]
+    config.sandbox_read = Path("/srv/data")
+    config.sandbox_read = "more"
+    config.sandbox = "no"
+    found = snapshot(config)
+    assert found.sandbox_connect == (5432, 443, "any")
+    assert found.sandbox_read == ("/srv/data", "more")
+    assert found.sandbox is False
+    for bad in (0, 65536, "http", True, "ANY", "", None):
+        with pytest.raises(ConfigurationError, match=r"_connect = .*; allowed is a port from 1 to 65535, or 'any'"):
+            config.sandbox_connect = bad
+
+
 @pytest.mark.parametrize(
     ("name", "value", "kept"),
     [
@@ -194,6 +211,18 @@ def test_options_that_do_not_go_together_are_refused_together(config):
     config.worker_no_accept = 1
     with pytest.raises(ConfigurationError, match="names every worker"):
         snapshot(config)
+
+
+def test_programs_of_the_sandbox_or_none(config):
+    assert snapshot(config).sandbox_programs == ()
+    config.sandbox_programs = "none"
+    assert snapshot(config).sandbox_programs == ("none",)
+    config.sandbox_programs = "/bin/ls"
+    with pytest.raises(ConfigurationError, match=r"sandbox_programs: none, and /bin/ls; allowed is none alone"):
+        snapshot(config)
+    reset(config)
+    config.sandbox_programs = ["/bin/ls", Path("/usr/local/bin")]
+    assert snapshot(config).sandbox_programs == ("/bin/ls", "/usr/local/bin")
 
 
 def test_an_unknown_name_is_an_error_that_names_the_closest(config):

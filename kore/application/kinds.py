@@ -24,6 +24,9 @@ DIGITS_MAX = 40
 EXTENSIONS_MAX = 9
 """Extensions of one ``http_media_type``, as in the reference."""
 
+PORT_MAX = 0xFFFF
+ANY_PORT = "any"
+
 SHOWN_VALUE_MAX = 80
 """Characters of a refused value that an error message repeats; the rest is cut."""
 
@@ -181,6 +184,24 @@ class Path:
 
     def show(self, value: object) -> str:
         """The path itself."""
+        return str(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """A TCP port, or the word that stands for all of them."""
+
+    @property
+    def allowed(self) -> str:
+        """The numbers and the word."""
+        return f"a port from 1 to {PORT_MAX}, or 'any'"
+
+    def parse(self, value: object) -> int | str:
+        """Accept a number, its text, or "any"."""
+        return value if value == ANY_PORT and isinstance(value, str) else Integer(1, PORT_MAX).parse(value)
+
+    def show(self, value: object) -> str:
+        """As it would be assigned."""
         return str(value)
 
 

@@ -19,16 +19,20 @@ from kore.errors import ConfigurationError
 
 PROCESSES = ("worker", "keymgr", "acme")
 
+STEPS = ("chroot", "runas")
+"""What `privsep` can leave out."""
+
 _OPTIONS = {"worker": ("root", "runas"), "keymgr": ("keymgr_root", "keymgr_runas"), "acme": ("acme_root", "acme_runas")}
 
 
 @dataclass(frozen=True, slots=True)
 class Privileges:
-    """Of one kind of process: its root directory, its user (None: not set), and whether it goes without chroot."""
+    """Of one kind of process: its root directory and its user (None: not set), and which steps it goes without."""
 
     root: str | None = None
     runas: str | None = None
     skip_chroot: bool = False
+    skip_runas: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,21 +49,22 @@ class Deployment:
 def privsep(process: str, /, *, root: Any = None, runas: Any = None, skip: Any = None) -> None:
     """Say where and as whom the processes of a kind run: `process` is "worker", "keymgr" or "acme".
 
-    `root` is a directory, `runas` a user name, `skip` a list of steps to leave out, of which "chroot" is the only one.
-    Further calls add to it. Raises RuntimeError for an unknown process or step and after the start, TypeError and
-    ValueError for a root or runas that is none. Source: kore-api.md 7.14.
+    `root` is a directory, `runas` a user name, `skip` a list of the steps to leave out, "chroot" (the process changes
+    to its root instead) and "runas". Further calls add to it. Raises RuntimeError for an unknown process or step and
+    after the start, TypeError and ValueError for a root or runas that is none. Source: kore-api.md 7.14.
     """
     application.check_open("privsep")
     if process not in PROCESSES:
         raise RuntimeError(f"privsep: unknown process {process!r}; allowed are {', '.join(PROCESSES)}")
     steps = [] if skip is None else skip
-    if not isinstance(steps, (list, tuple)) or any(step != "chroot" for step in steps):
-        raise RuntimeError(f"privsep: skip = {skip!r} is not allowed; allowed is a list that may hold 'chroot'")
+    if not isinstance(steps, (list, tuple)) or any(step not in STEPS for step in steps):
+        raise RuntimeError(f"privsep: skip = {skip!r} is not allowed; allowed is a list of 'chroot' and 'runas'")
     before = application.privileges.get(process, Privileges())
     application.privileges[process] = Privileges(
         root=before.root if root is None else arguments.path("privsep: root", root),
         runas=before.runas if runas is None else arguments.text("privsep: runas", runas),
-        skip_chroot=before.skip_chroot or bool(steps),
+        skip_chroot=before.skip_chroot or "chroot" in steps,
+        skip_runas=before.skip_runas or "runas" in steps,
     )
 
 
@@ -101,5 +106,8 @@ def deployment(settings: Settings, worker: Privileges, euid: int) -> Deployment:
         return Deployment("dev", foreground=True, switch_user=False, chroot=False)
     if name is None:
         chroot = worker.root is not None and not worker.skip_chroot
-        return Deployment("", foreground=True, switch_user=worker.runas is not None, chroot=chroot)
-    return Deployment(name, foreground=name != "production", switch_user=True, chroot=not worker.skip_chroot)
+        switch = worker.runas is not None and not worker.skip_runas
+        return Deployment("", foreground=True, switch_user=switch, chroot=chroot)
+    return Deployment(
+        name, foreground=name != "production", switch_user=not worker.skip_runas, chroot=not worker.skip_chroot
+    )

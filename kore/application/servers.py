@@ -17,6 +17,7 @@ from typing import Any
 from kore.application import arguments
 from kore.application.declared import application
 from kore.errors import StartError
+from kore.readiness.syscalls import has_abstract_sockets
 
 PORT_MAX = 65535
 
@@ -136,6 +137,8 @@ def _listen_ip(name: str, ip: Any, port: Any, tls: bool, backlog: int) -> Listen
 def _listen_unix(name: str, path: str, tls: bool, backlog: int) -> Listener:
     abstract = path.startswith("@")
     # Absolute, because a package's directory becomes the current one before the file is removed at the end.
+    if abstract and not has_abstract_sockets():
+        raise ListenError(f"server {name!r}: path {path!r}: only Linux has abstract sockets; give the path of a file")
     address = "\0" + path[1:] if abstract else os.path.abspath(path)
     shown = f"unix:{path if abstract else address}"
     if len(os.fsencode(address)) > UNIX_PATH_MAX:

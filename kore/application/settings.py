@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from kore.application.kinds import Choice, Integer, Kind, MediaType, Path, Switch, Text, shown
+from kore.application.kinds import Choice, Integer, Kind, MediaType, Path, Port, Switch, Text, shown
 from kore.errors import ConfigurationError
 from kore.version import __version__
 
@@ -30,6 +30,10 @@ SERVER_VERSION_MAX = 53
 
 REPEATED_MAX = 255
 """Values that one repeatable option collects: as many as there can be workers, and more than media types in use."""
+
+
+NO_PROGRAMS = "none"
+"""The value of ``sandbox_programs`` that allows no program."""
 
 
 class UnknownOptionError(ConfigurationError, AttributeError):
@@ -110,8 +114,8 @@ class Settings:
     )
     deployment: str | None = _option(
         "Processes", _DEPLOYMENT, None,
-        "`dev` (or `development`): in the foreground, neither chroot nor user switch. `docker`: in the foreground, "
-        "with both. `production`: in the background, with both.",
+        "`dev` (or `development`): in the foreground, without chroot, user switch and sandbox. `docker`: in the "
+        "foreground, with all three. `production`: in the background, with all three. Root must then name a user.",
         shown_default="`dev`, unless started as root: then in the foreground, chroot where `root` and user switch "
         "where `runas` are set",
     )
@@ -146,7 +150,8 @@ class Settings:
     http_body_timeout: int = _option(
         "HTTP", Integer(1, UINT16_MAX, "seconds"), 60,
         "How long a request body may take without progress: in each such time it must have ended, or 1 KiB of it have "
-        "come for each second. After it the answer is 408.",
+        "come for each second. After it the answer is 408. The disk has as long to take a piece of it; after that the "
+        "answer is 500.",
     )
     http_write_timeout: int = _option(
         "HTTP", Integer(1, UINT16_MAX, "seconds"), 60,
@@ -198,12 +203,40 @@ class Settings:
     )
 
     # Privileges.
+    sandbox: bool | None = _option(
+        "Privileges", _YES_NO, None,
+        "Linux: whether workers give up, for good, what they do not need to serve. The environment variable "
+        "KORE_SANDBOX overrules it.",
+        shown_default="`yes`, except where the deployment is `dev`",
+    )
+    sandbox_read: tuple[str, ...] = _option(
+        "Privileges", Path(), (),
+        "A file or directory that workers in the sandbox may read besides the application, what it serves and what "
+        "Python needs; relative to their root.",
+        repeatable=True,
+    )
+    sandbox_write: tuple[str, ...] = _option(
+        "Privileges", Path(), (),
+        "A file or directory that workers in the sandbox may write to besides `http_body_disk_path`; relative to their "
+        "root.",
+        repeatable=True,
+    )
+    sandbox_connect: tuple[int | str, ...] = _option(
+        "Privileges", Port(), (),
+        "A TCP port that workers in the sandbox may connect to besides those of the declared databases; `any` allows "
+        "all.",
+        repeatable=True,
+    )
     root: str | None = _option(
-        "Privileges", Path(), None, "The directory that workers live in, by chroot or chdir.",
+        "Privileges", Path(), None,
+        "The directory that workers live in, by chroot or chdir. What they open later must be below it: relative paths "
+        "count from it, absolute ones below it are understood.",
         shown_default="the current directory",
     )
     runas: str | None = _option(
-        "Privileges", Text(what="a user name"), None, "The user that workers run as.", shown_default="the current user"
+        "Privileges", Text(what="a user name"), None,
+        "The user that workers run as, with its primary group alone. Only root can switch; `-r` goes without.",
+        shown_default="the current user, which `docker` and `production` refuse when it is root",
     )
     keymgr_root: str | None = _option(
         "Privileges", Path(), None, "The same as `root`, for the key manager.", shown_default="that of the workers"
@@ -219,11 +252,19 @@ class Settings:
         "Privileges", Text(what="a user name"), None, "The same as `runas`, for the ACME process.",
         shown_default="that of the workers",
     )
+    sandbox_programs: tuple[str, ...] = _option(
+        "Privileges", Path(), (),
+        "A program, or a directory of programs, that `kore.proc` may start in the sandbox; no other file is run, not "
+        "by these either. `none`: no program at all, and no process is kept for starting them.",
+        shown_default="any", repeatable=True,
+    )
     seccomp_tracing: bool = _option(
         "Privileges", _YES_NO, False, "Linux: whether forbidden system calls are logged instead of refused."
     )
     pledge: tuple[str, ...] = _option(
-        "Privileges", Text(what="promises"), (), "OpenBSD: further pledge(2) promises of the workers.",
+        "Privileges", Text(what="promises"), (),
+        "OpenBSD: further pledge(2) promises of the workers, beside `stdio rpath inet` and what the options need: "
+        "`proc exec` for `kore.proc`, `prot_exec` for compiled modules that a handler is the first to import.",
         repeatable=True,
     )
 
@@ -318,6 +359,10 @@ def check_together(settings: Settings) -> None:
             if other != media_type:
                 message = f"extension {extension!r} is given to both {other} and {media_type}; allowed is one type each"
                 raise ConfigurationError(f"kore.config.http_media_type: {message}")
+    if NO_PROGRAMS in settings.sandbox_programs and len(settings.sandbox_programs) > 1:
+        others = ", ".join(path for path in settings.sandbox_programs if path != NO_PROGRAMS)
+        raise ConfigurationError(
+            f"kore.config.sandbox_programs: none, and {others or 'none again'}; allowed is none alone, or programs")
     if settings.workers is not None:
         idle = set(settings.worker_no_accept)
         for worker in sorted(idle):

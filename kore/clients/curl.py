@@ -6,14 +6,25 @@ made anywhere, before the start too, and is run in coroutines.
 
 from __future__ import annotations
 
+import asyncio
 import io
 from collections.abc import Coroutine
 from typing import Any
 
 from kore.clients import transfers
-from kore.clients.curl_options import CURLOPT_TIMEOUT, CURLOPT_TIMEOUT_MS, CURLOPT_URL
-from kore.clients.easy import new_easy, pycurl, set_option
+from kore.clients.curl_options import (
+    CURLOPT_DEFAULT_PROTOCOL,
+    CURLOPT_REDIR_PROTOCOLS,
+    CURLOPT_TIMEOUT,
+    CURLOPT_TIMEOUT_MS,
+    CURLOPT_URL,
+)
+from kore.clients.easy import HTTP_AND_HTTPS, new_easy, pycurl, set_option
+from kore.clients.lanes import libcurl_waits
 from kore.reactor.names import made, public
+
+_PROTOCOLS = frozenset({CURLOPT_DEFAULT_PROTOCOL, CURLOPT_REDIR_PROTOCOLS})
+"""With these a transfer may be by another protocol than its url tells."""
 
 _TIMEOUTS = frozenset({CURLOPT_TIMEOUT, CURLOPT_TIMEOUT_MS})
 
@@ -38,10 +49,11 @@ def checked_body(where: str, body: object) -> bytes:
 class CurlHandle:
     """What ``kore.curl`` gives (reference: asynchronous libcurl client)."""
 
-    __slots__ = ("_body", "_easy", "_running", "_timed", "_url")
+    __slots__ = ("_body", "_easy", "_lane", "_running", "_timed", "_url")
     _url: str
     _easy: Any
     _body: bytes | None
+    _lane: bool
     _timed: bool
     _running: bool
 
@@ -55,8 +67,11 @@ class CurlHandle:
         set_option(self._easy, option, value)
         if option == CURLOPT_URL:
             self._url = str(value)
+            self._lane = self._lane or libcurl_waits(self._url)
         elif option in _TIMEOUTS:
             self._timed = True
+        elif option in _PROTOCOLS:
+            self._lane = True
         return True
 
     def setbody(self, body: bytes) -> bool:
@@ -76,8 +91,7 @@ class CurlHandle:
         """Transfer: await it for what the server sent, b"" if that is nothing. Any number of times, one at a time.
 
         Raises RuntimeError with the url and libcurl's reason when the transfer fails, takes longer than
-        kore.config.curl_timeout, or sends more than kore.config.curl_recv_max. A status of HTTP is no failure. Of all
-        protocols only telnet makes the whole worker wait, since libcurl does.
+        kore.config.curl_timeout, or sends more than kore.config.curl_recv_max. A status of HTTP is no failure.
         """
         return self._run()
 
@@ -85,6 +99,8 @@ class CurlHandle:
         self._check_idle("run()")
         self._running = True
         try:
+            if self._lane:
+                await transfers.of_loop(asyncio.get_running_loop()).lanes.settled(self._easy)
             if not self._timed:
                 self._easy.setopt(pycurl().TIMEOUT, transfers.limits.curl_timeout)
             if self._body is not None:
@@ -92,7 +108,7 @@ class CurlHandle:
                 self._easy.setopt(pycurl().READFUNCTION, body.read)
                 # Asked for when it has to be sent again: after a redirect, or to authenticate.
                 self._easy.setopt(pycurl().SEEKFUNCTION, lambda offset, origin: body.seek(offset, origin) and 0)
-            return await transfers.perform(self._easy, self._url)
+            return await transfers.perform(self._easy, self._url, lane=self._lane)
         finally:
             self._running = False
 
@@ -104,11 +120,14 @@ class CurlHandle:
 def curl(url: str, /) -> CurlHandle:
     """A handle for transfers from or to `url` (reference: kore.curl).
 
+    Redirects, where they are followed, lead to http and https only, unless CURLOPT_REDIR_PROTOCOLS allows others.
     Raises TypeError for a url that is no str, ValueError for a NUL in it, RuntimeError where pycurl is missing.
     """
     handle = made(CurlHandle)
     handle._url = checked_url("curl()", url)
     handle._easy = new_easy(url)
+    handle._easy.setopt(pycurl().REDIR_PROTOCOLS, HTTP_AND_HTTPS)
+    handle._lane = libcurl_waits(url)
     handle._body = None
     handle._timed = handle._running = False
     return handle

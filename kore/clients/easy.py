@@ -18,6 +18,9 @@ from kore.version import __version__
 
 USER_AGENT = f"kore/{__version__}"
 
+HTTP_AND_HTTPS = 1 | 2
+"""CURLPROTO_HTTP and CURLPROTO_HTTPS: what httpclient may speak, and what a redirect may lead to."""
+
 TEXT_OFFSET = 10000
 """libcurl's ids of options that take text, a list or a pointer begin here; those that take a number begin at 0."""
 

@@ -16,16 +16,14 @@ from kore.clients.curl import checked_body, checked_url
 from kore.clients.curl_options import (
     CURLOPT_ABSTRACT_UNIX_SOCKET,
     CURLOPT_CAINFO,
+    CURLOPT_POSTFIELDSIZE,
     CURLOPT_SSLCERT,
     CURLOPT_SSLKEY,
     CURLOPT_UNIX_SOCKET_PATH,
     CURLOPT_URL,
 )
-from kore.clients.easy import new_easy, pycurl, set_option
+from kore.clients.easy import HTTP_AND_HTTPS, new_easy, pycurl, set_option
 from kore.reactor.names import made, public
-
-HTTP_AND_HTTPS = 1 | 2
-"""CURLPROTO_HTTP and CURLPROTO_HTTPS: what a request may speak, and what a redirect may lead to."""
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 5.6.2: what a field's name is made of
 _VALUE = re.compile(r"[^\0\r\n]*")
@@ -158,6 +156,9 @@ class HttpClient:
         asked = _checked_options(what, curlopt)
         try:
             for number, value in (*self._options, *self._curlopt.items(), *asked.items()):
+                if number == CURLOPT_POSTFIELDSIZE and isinstance(value, int) and value > len(content or b""):
+                    # libcurl would read on behind the body, and send what is there.
+                    raise RuntimeError(f"POSTFIELDSIZE is {value}, but the body has {len(content or b'')} bytes")
                 set_option(easy, number, value)
                 if number == CURLOPT_URL:
                     url = str(value)

@@ -3,7 +3,7 @@
 libcurl says which sockets to watch and when its next timer is due (libcurl-multi(3), "multi_socket"); the engine's
 polls and one timer of the loop tell it when something happened. It owns the sockets, keeps connections for the next
 transfer to the same server, and resolves names in threads of its own. The multi handle is made by a worker's first
-transfer, so no process shares one with another.
+transfer, so no process shares one with another. The protocols that cannot be run in this way are those of lanes.py.
 
 A transfer that nobody waits for any more is taken out of the multi handle at once, which closes its socket; only while
 libcurl itself is calling us that has to wait for the call's end (CURLM_RECURSIVE_API_CALL), as when the collector
@@ -24,6 +24,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from kore.clients.easy import pycurl
+from kore.clients.lanes import Lanes
 from kore.driver import Driver, Operation
 
 CONNECTIONS_MAX = 500
@@ -83,13 +84,17 @@ class Sink:
         return self.buffer.write(data)
 
 
-async def perform(easy: Any, url: str) -> bytes:
-    """Run the transfer that `easy` describes and give the body. RuntimeError with `url` and the reason if it fails."""
+async def perform(easy: Any, url: str, *, lane: bool = False) -> bytes:
+    """Run the transfer that `easy` describes and give the body. RuntimeError with `url` and the reason if it fails.
+
+    With `lane` on a thread, for protocols in which libcurl itself waits.
+    """
     transfers = of_loop(asyncio.get_running_loop())
+    run = transfers.lanes.run if lane else transfers.run
     sink = Sink(limits.curl_recv_max)
     easy.setopt(pycurl().WRITEFUNCTION, sink.write)
     try:
-        code, reason = await transfers.run(easy)
+        code, reason = await run(easy)
     except transfers.error as exc:
         raise RuntimeError(f"{url}: the transfer can't begin: {exc.args[-1]}") from None
     if sink.full:
@@ -120,6 +125,7 @@ class Transfers:
     def __init__(self, loop: Any) -> None:
         curl = pycurl()
         self._loop = loop
+        self.lanes = Lanes(loop)
         self._driver: Driver = loop.driver
         self.error: type[Exception] = curl.error
         self._name_time: int = curl.NAMELOOKUP_TIME
@@ -301,6 +307,7 @@ class Transfers:
         if self._closed:
             return
         self._closed = True
+        self.lanes.close()
         _of_loop.pop(self._loop, None)
         for poll in self._polls.values():
             if not self._loop.is_closed():

@@ -5,21 +5,14 @@ The most common response never comes here (`Request.response` sends it itself); 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
-from kore.http.request import ANSWERED, ENDED, OPEN, STREAMING, Request
-from kore.http.response import CHUNKED, JOIN_BYTES_MAX, LAST_CHUNK, chunk, has_no_body, pretty_page
-from kore.reactor.trace import report_exception
+from kore.http.produced import AsyncBody, Pump
+from kore.http.request import ANSWERED, ENDED, OPEN, Request
+from kore.http.response import CHUNKED, JOIN_BYTES_MAX, has_no_body, pretty_page
 
 if TYPE_CHECKING:
     from kore.http.connection import HttpConnection
-
-ITEMS_MAX = 64
-"""Items of a streamed body produced in one turn of the loop: the other connections want theirs."""
-
-STREAM_BYTES = 65536
-"""Bytes of a streamed body produced in one turn; no more before the client has taken them."""
 
 
 def respond(connection: HttpConnection, request: Request, status: Any, body: Any) -> bool:
@@ -37,10 +30,10 @@ def respond(connection: HttpConnection, request: Request, status: Any, body: Any
     payload = _payload(connection, request, status, body)
     if connection.gone:
         request._state = ENDED
-        if isinstance(payload, Chunks):
-            payload.close()
-            return False
-        return True
+        if isinstance(payload, bytes):
+            return True
+        payload.discard()
+        return False
     for name, value in request._response_headers or ():
         if name.lower() == "connection" and "close" in value.lower():
             connection.close_after = True
@@ -50,8 +43,8 @@ def respond(connection: HttpConnection, request: Request, status: Any, body: Any
         streams = connection.body is not None and connection.body.streams
         if streams or not (request._prepared.drains and isinstance(payload, bytes)):
             connection.close_after = True  # its body is not read to the end
-    if isinstance(payload, Chunks):
-        _send_chunks(connection, request, status, payload)
+    if not isinstance(payload, bytes):
+        _send_items(connection, request, status, payload)
     else:
         _send(connection, request, status, payload)
         if request._prepared.log is not None:
@@ -62,8 +55,8 @@ def respond(connection: HttpConnection, request: Request, status: Any, body: Any
     return True
 
 
-def _payload(connection: HttpConnection, request: Request, status: int, body: Any) -> bytes | Chunks:
-    """The body as bytes, or as the iterable it is."""
+def _payload(connection: HttpConnection, request: Request, status: int, body: Any) -> bytes | Pump | AsyncBody:
+    """The body as bytes, or what sends the iterable it is."""
     if body is None:
         if status < 400 or not connection.server.settings.http_pretty_error:
             return b""
@@ -76,7 +69,9 @@ def _payload(connection: HttpConnection, request: Request, status: int, body: An
     try:
         return bytes(memoryview(body))
     except TypeError:
-        return Chunks(body)  # TypeError again when it is not iterable
+        if not hasattr(body, "__aiter__") or hasattr(body, "__iter__"):
+            return Pump(connection, request, status, body)  # TypeError again when it is not iterable
+    return AsyncBody(connection, request, status, body)
 
 
 def _send(connection: HttpConnection, request: Request, status: int, payload: bytes) -> None:
@@ -101,29 +96,27 @@ def _send(connection: HttpConnection, request: Request, status: int, payload: by
         connection.write(head + payload)
 
 
-def _send_chunks(connection: HttpConnection, request: Request, status: int, chunks: Chunks) -> None:
+def _send_items(connection: HttpConnection, request: Request, status: int, items: Pump | AsyncBody) -> None:
     """A body of unknown length: chunks, or for HTTP/1.0 everything until the connection closes (RFC 9112 6.3)."""
     prepared = request._prepared
     minor = prepared.head.minor
     bodyless = has_no_body(status) or prepared.is_head
-    first = b"" if bodyless else next(chunks, b"")  # before the head: what it raises is the handler's
+    if not bodyless:
+        items.begin()  # before the head: what it raises is the handler's
+        if request._state != OPEN:
+            items.close()
+            raise RuntimeError(f"{request!r} was answered by the body of its response")
     if not minor:
         connection.close_after = True
     length = CHUNKED if minor and not has_no_body(status) else None
     fields = request._response_headers or ()
     connection.write(connection.server.heads.build(status, minor, not connection.close_after, fields, length))
     if bodyless:
-        chunks.close()
+        items.discard()
         request._state = ANSWERED
         connection.log_access(request, status, 0)
         return
-    request._state = STREAMING
-    connection.request = request
-    connection.ready = False
-    connection.client_address()  # for the log: it cannot be asked for once the client is gone
-    connection.pump = Pump(connection, request, status, chunks)
-    connection.pump.write(first)
-    connection.pump.later()
+    items.started()
 
 
 class Sender(Protocol):
@@ -139,80 +132,3 @@ class Sender(Protocol):
 
     def close(self) -> None:
         """The client is gone."""
-
-
-class Chunks(Iterator[bytes]):
-    """The items of a streamed body as bytes, empty ones left out. TypeError for an item of another type."""
-
-    def __init__(self, items: Iterable[Any]) -> None:
-        self._iterator = iter(items)
-
-    def __next__(self) -> bytes:
-        while True:
-            item = next(self._iterator)
-            item = item.encode("utf-8", "surrogateescape") if isinstance(item, str) else bytes(memoryview(item))
-            if item:
-                return item
-
-    def close(self) -> None:
-        """Close the application's generator: GeneratorExit at its yield."""
-        close = getattr(self._iterator, "close", None)
-        if close is not None:
-            try:
-                close()
-            except BaseException as error:  # noqa: BLE001 - the application's generator
-                report_exception("pyhttp_iterobj_next", error)
-
-
-class Pump:
-    """Sends a streamed body: as much as one turn may have, then more when the client has taken it."""
-
-    def __init__(self, connection: HttpConnection, request: Request, status: int, chunks: Chunks) -> None:
-        self.connection = connection
-        self.request = request
-        self.status = status
-        self.body_bytes = 0
-        self.chunks = chunks
-        self.chunked = request._prepared.head.minor == 1
-
-    def write(self, item: bytes) -> None:
-        """Send one item."""
-        if item:
-            self.body_bytes += len(item)
-            self.connection.write(chunk(item) if self.chunked else item)
-
-    def later(self) -> None:
-        """Go on in the next turn."""
-        self.connection.server.loop.call_soon(self.run)
-
-    def run(self) -> None:
-        """Produce one turn's worth."""
-        connection = self.connection
-        if connection.pump is not self or connection.stuck_at is not None:
-            return  # the client is gone, or does not take what there is: drained() has us go on
-        size = 0
-        for _ in range(ITEMS_MAX):
-            try:
-                item = next(self.chunks)
-            except StopIteration:
-                if self.chunked:
-                    connection.write(LAST_CHUNK)
-                connection.streamed(self.request)
-                return
-            except BaseException as error:  # noqa: BLE001 - the application's iterator
-                report_exception("pyhttp_iterobj_next", error)
-                # No last chunk: the client must see that the body is not whole (RFC 9112 8).
-                connection.close_after = True
-                connection.streamed(self.request)
-                return
-            if connection.pump is not self:
-                return  # the iterator closed the connection
-            self.write(item)
-            size += len(item)
-            if size >= STREAM_BYTES:
-                break
-        self.later()
-
-    def close(self) -> None:
-        """The client is gone."""
-        self.chunks.close()

@@ -2,8 +2,11 @@
 
 A body is in memory up to ``http_body_disk_offload`` bytes, and never anywhere before it has come: a length that a
 client announces reserves nothing. Above that it is a file of the worker's own until the request ends, so gigabytes
-need no more memory than a piece. Pieces are written as they come and before more is read: a slow disk makes the client
-wait and not the memory grow.
+need no more memory than a few pieces. Files are written and removed by threads (disk.py), one piece at a time while the
+next one comes in; when that is there too, no more is read: a slow disk makes its clients wait, and neither the memory
+grow nor the loop stand.
+
+A large form is taken apart while it comes, so that no turn of the loop has all of it to look at.
 """
 
 from __future__ import annotations
@@ -15,16 +18,22 @@ import re
 import secrets
 import stat
 from collections.abc import Callable
+from functools import partial
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from kore.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from kore.http.disk import Disk
+    from kore.http.multipart import ComingForm
     from kore.http.request import Request
 
 WRITE_BYTES = 65536
 """Bytes of a body gathered for one write(2): a client's pieces may be a byte each."""
+
+FORM_BYTES = 262144
+"""A form with more bytes than this, or on disk, is read while it comes; taking apart so many takes a millisecond."""
 
 READ_BYTES = 262144
 """Bytes of a stored body read at once for its digest."""
@@ -45,6 +54,12 @@ _own_name = re.compile(r"http_body\.[0-9a-f]{16}").fullmatch
 _FILE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
+BEHIND: Final = object()
+"""What a receiver says when the disk has not taken what it was given: it will tell when it has."""
+
+Told = Callable[["OSError | None"], object]
+
+
 class Receiver(Protocol):
     """Takes the pieces of one body."""
 
@@ -54,10 +69,10 @@ class Receiver(Protocol):
     """The handler runs while the body comes, and says when it wants more of it (`Input.pull`)."""
 
     def write(self, piece: bytes) -> object:
-        """Take a piece: True, go on; anything else, don't; or a coroutine that returns either. May raise OSError."""
+        """Take a piece: True, go on; BEHIND, wait; anything else, stop; or a coroutine that returns True or not."""
 
     def end(self) -> Any:
-        """All has come: what `Request._body` shall be. May raise OSError."""
+        """All has come: what `Request._body` shall be, or BEHIND; then it is asked again once it has told."""
 
     def discard(self) -> None:
         """No more comes: forget it."""
@@ -70,9 +85,10 @@ class BodyStore:
     be made or written to.
     """
 
-    def __init__(self, path: str, offload: int) -> None:
+    def __init__(self, path: str, offload: int, disk: Disk) -> None:
         self.path = path
         self.offload = offload
+        self.disk = disk
         self.bodies: set[StoredBody] = set()  # whose files are there
         try:
             os.makedirs(path, DIRECTORY_MODE, exist_ok=True)
@@ -114,7 +130,7 @@ class BodyStore:
             os.close(fd)
 
     def create(self) -> StoredBody:
-        """A new, empty file. Raises OSError."""
+        """A new, empty file. Raises OSError. For a thread, like the two of `StoredBody` that say so."""
         for _ in range(CREATE_TRIES_MAX):
             name = PREFIX + secrets.token_hex(8)
             try:
@@ -130,9 +146,9 @@ class BodyStore:
         raise FileExistsError(f"no free name in {self.path} after {CREATE_TRIES_MAX} tries")
 
     def close(self) -> None:
-        """Called at the worker's end: remove what files are left."""
+        """Called at the worker's end: remove what files are left. Threads may still be at them, so none is closed."""
         for body in list(self.bodies):
-            body.close()
+            body.remove()
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
@@ -151,7 +167,7 @@ class StoredBody:
         self.path: str | None = str(PurePath(store.path) / name)
 
     def append(self, data: bytes | bytearray) -> None:
-        """Write at the end. Raises OSError, ENOSPC for one."""
+        """Write at the end. For a thread. Raises OSError, ENOSPC for one."""
         view = memoryview(data)
         while view:
             written = os.write(self._fd, view)
@@ -186,16 +202,26 @@ class StoredBody:
         return digest.digest()
 
     def close(self) -> None:
-        """The request has ended: remove the file. Called once or more."""
+        """The request has ended: have the file removed. Called once or more, but not while it is being written to."""
         fd, self._fd = self._fd, -1
-        if fd < 0:
-            return
-        self._store.bodies.discard(self)
+        if fd >= 0:
+            self._store.disk.run(partial(self._end, fd), _nothing)
+
+    def _end(self, fd: int) -> None:
+        self.remove()
+        os.close(fd)  # the blocks are freed by this, which takes long for a large file
+
+    def remove(self) -> None:
+        """Remove the file. For a thread."""
         try:
             os.unlink(self._name, dir_fd=self._store.fd)
         except OSError:
             pass  # the application has moved it away, or the whole directory
-        os.close(fd)
+        self._store.bodies.discard(self)
+
+
+def _nothing(_: object) -> None:
+    """Nobody waits for it."""
 
 
 class PassedBody:
@@ -220,43 +246,122 @@ class PassedBody:
         """Nothing to be done."""
 
 
-class Stored:
-    """Takes a body into memory, and above the bound of `store` into a file of it."""
+class Kept:
+    """Takes a body of a known length, which is small, into memory."""
 
-    __slots__ = ("_data", "_file", "_store", "count")
+    __slots__ = ("_data", "count")
     streams = False
 
-    def __init__(self, store: BodyStore | None) -> None:
-        self._store = store
+    def __init__(self) -> None:
         self._data = bytearray()
-        self._file: StoredBody | None = None
         self.count = 0
 
     def write(self, piece: bytes) -> object:
         """Take a piece; True."""
         self.count += len(piece)
-        data = self._data
-        data += piece
-        if self._store is not None and self.count > self._store.offload:
-            if self._file is None:
-                self._file = self._store.create()
-            if len(data) >= WRITE_BYTES:
-                self._flush(self._file)
+        self._data += piece
         return True
 
-    def _flush(self, file: StoredBody) -> None:
-        file.append(self._data)
-        self._data = bytearray()  # not cleared: the first flush may have been of all that memory may hold
-
-    def end(self) -> bytes | StoredBody:
+    def end(self) -> bytes:
         """The body."""
+        return bytes(self._data)
+
+    def discard(self) -> None:
+        """Nothing to be done."""
+
+
+class Stored:
+    """Takes a body into memory, and above the bound of `store` into a file of it.
+
+    `told(error)` is called on the loop when the disk has taken what it was behind with, and when it has failed.
+    """
+
+    __slots__ = ("_busy", "_data", "_file", "_given_up", "_looked", "_request", "_store", "_told", "_waiting", "count",
+                 "form")  # fmt: skip
+    streams = False
+
+    def __init__(self, store: BodyStore | None, request: Request, told: Told) -> None:
+        self._store = store
+        self._request = request
+        self._told = told
+        self._data = bytearray()
+        self._file: StoredBody | None = None  # the thread's while it is busy
+        self._busy = False  # a thread writes
+        self._waiting = False  # BEHIND was said
+        self._given_up = False
+        self._looked = False  # whether it is a form
+        self.form: ComingForm | None = None
+        """What a form that is read while it comes has in it."""
+        self.count = 0
+
+    def write(self, piece: bytes) -> object:
+        """Take a piece; True, or BEHIND."""
+        self.count += len(piece)
+        data = self._data
+        data += piece
+        if self.form is not None:
+            self.form.feed(piece)
+        store = self._store
+        if store is not None and self.count > store.offload:
+            if len(data) >= WRITE_BYTES:
+                self._look()
+                if self._busy:
+                    self._waiting = True
+                    return BEHIND
+                self._flush(store)
+        elif self.count > FORM_BYTES:
+            self._look()
+        return True
+
+    def _look(self) -> None:
+        """See whether it is a form, as long as all of it is at hand."""
+        if not self._looked:
+            self._looked = True
+            from kore.http.multipart import coming_form
+
+            self.form = coming_form(self._request.request_header("content-type"), self._data)
+
+    def _flush(self, store: BodyStore) -> None:
+        data, self._data = self._data, bytearray()
+        self._busy = True
+        store.disk.run(partial(self._append, store, data), self._flushed)
+
+    def _append(self, store: BodyStore, data: bytearray) -> None:
         if self._file is None:
+            self._file = store.create()
+        self._file.append(data)
+
+    def _flushed(self, error: OSError | None) -> None:
+        self._busy = False
+        if self._given_up:
+            self._remove()
+            return
+        waiting, self._waiting = self._waiting, False
+        if error is None and self._store is not None and len(self._data) >= WRITE_BYTES:
+            self._flush(self._store)
+        if waiting or error is not None:
+            self._told(error)
+
+    def end(self) -> object:
+        """The body, or BEHIND."""
+        store = self._store
+        if store is None or self.count <= store.offload:
             return bytes(self._data)
-        self._flush(self._file)
+        if self._data and not self._busy:
+            self._flush(store)
+        if self._busy:
+            self._waiting = True
+            return BEHIND
         return self._file
 
     def discard(self) -> None:
-        """Forget it, and remove the file."""
+        """Forget it, and have the file removed."""
+        self._given_up = True
+        self._data = bytearray()
+        if not self._busy:
+            self._remove()
+
+    def _remove(self) -> None:
         if self._file is not None:
             self._file.close()
 

@@ -60,6 +60,7 @@ class HttpConnection(Input):
         self.body_mark = 0
         self.early = False
         self.pulling = False
+        self.storing = False
         self.task = None
         self.pump = None
         self.close_after = False
@@ -230,6 +231,8 @@ class HttpConnection(Input):
         request._state = ANSWERED
         if pump is not None:
             self.log_access(request, pump.status, pump.body_bytes)
+        if request._exchange is not None:
+            request._exchange.wake()  # an application that waits for its client to take or leave this
         if self.task is None:
             self.over(request)
             self._next()
@@ -382,6 +385,8 @@ class HttpConnection(Input):
             self.server.schedule(self, min(self.expires, now + self.server.check_ticks))
         elif self.lingering:
             self.stream.abort()
+        elif self.storing:
+            self.disk_stalled()
         elif self.request is not None:
             if self.slow():
                 self.refuse(ProtocolError(408, "no whole body in time"))

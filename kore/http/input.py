@@ -10,12 +10,13 @@ streams is called as soon as what has come of it has been taken, and pulls the r
 from __future__ import annotations
 
 from collections.abc import Callable
+from errno import ETIMEDOUT
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from kore.driver import Stream
 from kore.errors import ProtocolError
-from kore.http.body import Dropped, Passed, Receiver, Stored
+from kore.http.body import BEHIND, Dropped, Kept, Passed, Receiver, Stored
 from kore.http.gate import Waiting
 from kore.http.head import ORDINARY, ORDINARY_END, Head
 from kore.http.output import RATE_MIN
@@ -37,6 +38,9 @@ HELD_BYTES_MAX = 65536
 PROBE_S = 0.5
 """How long a client that sent its FIN is believed to wait for its response, before it is asked (see `probe`)."""
 
+SILENT_S = 30.0
+"""How long such a client is believed to wait for more of a body that nothing is sent of: most have left for good."""
+
 NEVER = 1 << 62
 
 ordinary_end = ORDINARY_END.fullmatch
@@ -48,7 +52,7 @@ class Input:
     __slots__ = (
         "block", "body", "body_mark", "burst", "close_after", "early", "expires", "gone", "half_closed", "heading",
         "lingering", "parse_due", "parser", "prepared", "pulling", "pump", "ready",
-        "receiving", "recognise", "request", "server", "service",
+        "receiving", "recognise", "request", "server", "service", "storing",
         "stream", "stuck_at", "task", "write",
     )  # fmt: skip
 
@@ -69,6 +73,7 @@ class Input:
     body: Receiver | None  # takes what has come of it
     body_mark: int  # bytes of it when its deadline was set
     early: bool  # it streams, and its handler has not been called yet
+    storing: bool  # the disk is behind with the body: no more of it is taken, or all of it has come
     pulling: bool  # it streams, and its handler waits for more
     task: Any  # the coroutine of the application that the request waits for, when that is suspended
     pump: Sender | None  # what produces a streamed body
@@ -185,7 +190,9 @@ class Input:
         """Whether another event may be taken: no request is being handled, and the client takes its output."""
         if self.gone or self.lingering or self.stuck_at is not None:
             return False
-        return self.request is None or (self.receiving and (self.task is None or self.pulling))
+        if self.request is None:
+            return True
+        return self.receiving and not self.storing and (self.task is None or self.pulling)
 
     def _parse(self) -> None:
         """Take events from the parser until it needs more, a handler has the request, or the turn is over."""
@@ -279,8 +286,10 @@ class Input:
         elif prepared.receiver is not None:
             self.body = prepared.receiver(request)
             self.early = True
+        elif 0 < prepared.head.body_length <= self.server.kept_bytes_max:
+            self.body = Kept()
         else:
-            self.body = Stored(self.server.store)
+            self.body = Stored(self.server.store, request, self._stored)
         self.body_mark = 0
         self._deadline(self.server.body_ticks)
         parser = self.parser
@@ -312,16 +321,13 @@ class Input:
         assert body is not None
         try:
             wanted = body.write(piece)
-        except OSError as error:
-            if type(body) is Stored:
-                self._unstorable(request, error)
-            else:
-                self._chunk_failed(request, error)
         except BaseException as error:  # noqa: BLE001 - it is the application's function
             self._chunk_failed(request, error)
         else:
             if type(wanted) is CoroutineType:
                 Waiting(self, request, self._chunk_taken).begin(wanted)
+            elif wanted is BEHIND:
+                self._wait_for_disk()
             elif (wanted is not True or request._state != OPEN) and type(body) is not Dropped and not body.streams:
                 self._chunk_refused(request, wanted)
 
@@ -344,6 +350,35 @@ class Input:
         self.failed(request, error, "python_runtime_http_body_chunk")
         self._end_early(request)
 
+    def _wait_for_disk(self) -> None:
+        """The client waits with its sending until the disk has taken what there is: so long as it may take itself."""
+        self.storing = True
+        self._deadline(self.server.body_ticks)
+
+    def _stored(self, error: OSError | None) -> None:
+        """The disk has taken it, or has failed."""
+        request, body = self.request, self.body
+        self.storing = False
+        try:
+            assert request is not None
+            assert body is not None
+            if error is not None:
+                self._unstorable(request, error)
+            elif self.receiving:
+                self.body_mark = body.count
+                self._deadline(self.server.body_ticks)
+                self._continue()
+            else:
+                self._whole(request, body)
+        except Exception as problem:  # noqa: BLE001 - as in `received`
+            self._broken(problem)
+
+    def disk_stalled(self) -> None:
+        """The disk had its time."""
+        assert self.request is not None
+        seconds = self.server.settings.http_body_timeout
+        self._unstorable(self.request, OSError(ETIMEDOUT, f"the disk took nothing for {seconds} s"))
+
     def _unstorable(self, request: Request, error: OSError) -> None:
         """The disk is full, or broken."""
         self.server.body_failed(error)
@@ -354,6 +389,7 @@ class Input:
     def _end_early(self, request: Request) -> None:
         """The request is over before its body has come: answer for who did not, then drop the body or close."""
         body, self.body = self.body, None
+        self.storing = False
         if body is not None:
             body.discard()
         if self.gone:
@@ -391,15 +427,24 @@ class Input:
         elif body is not None:
             if request._state != OPEN:
                 self._settle(request)
-                return
-            try:
-                request._body = body.end()
-            except OSError as error:
-                body.discard()
-                self._unstorable(request, error)
-                return
-            if type(request._body) is not bytes:
-                self.server.watched.add(request)
+            else:
+                self._whole(request, body)
+            return
+        self.handle(request)
+
+    def _whole(self, request: Request, body: Receiver) -> None:
+        """All of the body has come: handle the request, once all of it is stored."""
+        whole = body.end()
+        if whole is BEHIND:
+            self.body = body
+            self._wait_for_disk()
+            return
+        self.body = None
+        request._body = whole
+        if type(body) is Stored:
+            request._form = body.form
+        if type(whole) is not bytes:
+            self.server.watched.add(request)
         self.handle(request)
 
     def slow(self) -> bool:
@@ -452,14 +497,23 @@ class Input:
     def _probe_later(self, request: Request) -> None:
         self.server.loop.call_later(PROBE_S, self.probe, request)
 
-    def probe(self, request: Request) -> None:
+    def probe(self, request: Request, sent: int = -1) -> None:
         """A client that sent its FIN still waits for its response, or is gone: TCP tells only when written to.
 
         So an interim response is sent, which every HTTP/1.1 client must accept (RFC 9110 15.2): one that is gone
-        answers with RST, and its handler is closed.
+        answers with RST, and its handler is closed. Once the response has begun nothing may come between, and what is
+        sent of it does the same; if that is nothing for SILENT_S (`sent` is what it was before), the client has left.
         """
-        if self.request is request and not self.gone and self.pump is None and request._prepared.head.minor:
-            self.write(CONTINUE)
+        if self.request is not request or self.gone:
+            return
+        pump = self.pump
+        if pump is None:
+            if request._prepared.head.minor:
+                self.write(CONTINUE)
+        elif pump.body_bytes != sent or self.stuck_at is not None:
+            self.server.loop.call_later(SILENT_S, self.probe, request, pump.body_bytes)
+        else:
+            self.stream.abort()
 
     def wait_for(self, request: Request, task: Any) -> None:
         """A coroutine that the reading of `request` waits for was suspended."""

@@ -145,12 +145,44 @@ def parse(body: Body, content_type: str, piece_bytes: int = PIECE_BYTES) -> list
             raise RuntimeError(f"the stored body ends at {position} of {length} bytes")
         reader.feed(piece)
         position += len(piece)
-    if not reader.ended:
-        raise BodyError("multipart: the last delimiter is missing")
-    if any(body_piece(body, start, len(boundary) + 2) == b"--" + boundary for start in reader.starts):
-        # After an empty line the library takes it for content; RFC 2046 5.1.1 can be read otherwise.
-        raise BodyError("multipart: a content begins with a delimiter")
-    return reader.parts
+    return reader.end()
+
+
+class ComingForm:
+    """A form that is read while it comes: `feed` never raises, `end` does what `parse` would do of the whole body."""
+
+    def __init__(self, content_type: str, start: bytes | bytearray) -> None:
+        """`start` is all that has come, at least `PREAMBLE_BYTES_MAX` and a delimiter. Raises `BodyError`."""
+        boundary = boundary_of(content_type)
+        position = _first_delimiter(bytes(start[: PREAMBLE_BYTES_MAX + len(boundary) + 6]), boundary)
+        self._reader = FormReader(boundary, position)
+        self._error: BodyError | None = None
+        for at in range(position, len(start), PIECE_BYTES):
+            self.feed(bytes(start[at : at + PIECE_BYTES]))
+
+    def feed(self, piece: bytes) -> None:
+        """The next bytes."""
+        if self._error is None:
+            try:
+                self._reader.feed(piece)
+            except BodyError as error:
+                self._error = error.with_traceback(None)
+
+    def end(self) -> list[Part]:
+        """The parts, once all has come. Raises `BodyError`."""
+        if self._error is not None:
+            raise BodyError(str(self._error), self._error.status)
+        return self._reader.end()
+
+
+def coming_form(content_type: str | None, start: bytes | bytearray) -> ComingForm | None:
+    """A reader for a body that began with `start`; None for what is no form, and for what `parse` shall refuse."""
+    if content_type is None or not is_multipart(content_type):
+        return None
+    try:
+        return ComingForm(content_type, start)
+    except (BodyError, ImportError):
+        return None  # told to who asks for the form
 
 
 def _first_delimiter(start: bytes, boundary: bytes) -> int:
@@ -171,8 +203,7 @@ class FormReader:
 
     def __init__(self, boundary: bytes, position: int) -> None:
         self.parts: list[Part] = []
-        self.starts: list[int] = []  # of all contents, also of parts that are left out
-        self.ended = False  # the last delimiter was there
+        self._ended = False  # the last delimiter was there
         self._position = position  # of the piece in the body
         self._piece = b""
         self._delimiter = b"\r\n--" + boundary
@@ -206,6 +237,12 @@ class FormReader:
             raise BodyError(f"multipart: {error}") from None
         self._position += len(piece)
 
+    def end(self) -> list[Part]:
+        """The parts. Raises `BodyError`."""
+        if not self._ended:
+            raise BodyError("multipart: the last delimiter is missing")
+        return self.parts
+
     def _check_delimiters(self, piece: bytes) -> None:
         """A delimiter ends its line; one that does not is in nobody's content (RFC 2046 5.1.1), but may fill gigabytes.
 
@@ -230,6 +267,7 @@ class FormReader:
         self._name: str | None = None
         self._filename: str | None = None
         self._start = self._length = 0
+        self._beginning = b""  # of the content
 
     def _part_begin(self) -> None:
         self._begun += 1
@@ -279,7 +317,11 @@ class FormReader:
             # What looked like a delimiter at the end of the piece before, and was none, comes from the library's own
             # memory: it lies right before this piece.
             self._start = self._position + (start if data is self._piece else start - end)
-            self.starts.append(self._start)
+        if len(self._beginning) < len(self._delimiter) - 2:
+            self._beginning += data[start : min(end, start + len(self._delimiter) - 2 - len(self._beginning))]
+            if self._beginning == self._delimiter[2:]:
+                # After an empty line the library takes it for content; RFC 2046 5.1.1 can be read otherwise.
+                raise BodyError("multipart: a content begins with a delimiter")
         self._length += end - start
         if self._name is not None and self._filename is None:
             self._form_bytes += end - start
@@ -292,7 +334,7 @@ class FormReader:
             self.parts.append(Part(self._name, self._filename, content_type, self._start, self._length))
 
     def _end(self) -> None:
-        self.ended = True
+        self._ended = True
 
 
 def _library() -> tuple[type, type[Exception]]:

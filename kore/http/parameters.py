@@ -298,7 +298,9 @@ def form_of(request: Request) -> list[Part]:
     parts = request._parts
     if parts is None:
         parts = []
-        if body_length(request._body):
+        if request._form is not None:
+            parts = request._form.end()
+        elif body_length(request._body):
             parts = multipart.parse(request._body, request.request_header("content-type") or "")
         request._parts = parts
     return parts

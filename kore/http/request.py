@@ -7,7 +7,7 @@ modules that make it are loaded then.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kore.http.head import fields
@@ -17,7 +17,7 @@ from kore.http.upload import UploadedFile, body_length, body_piece, check_length
 if TYPE_CHECKING:
     from kore.http.asgi.exchange import Exchange
     from kore.http.connection import HttpConnection
-    from kore.http.multipart import Part
+    from kore.http.multipart import ComingForm, Part
     from kore.http.peer import Peer
     from kore.http.server import Prepared
     from kore.http.upload import Body
@@ -47,6 +47,7 @@ class Request:
     _files: dict[str, UploadedFile] | None = None
     _cookies: dict[str, str] | None = None
     _parts: list[Part] | None = None  # of a multipart body, once it was looked at
+    _form: ComingForm | None = None  # a large one, which was read while it came
     _verdicts: dict[tuple[int, str], bool] | None = None  # of rules that were awaited, by rule and value
     _exchange: Exchange | None = None  # what carries it to an application that is mounted
 
@@ -244,14 +245,25 @@ class Request:
         return True
 
     def response(
-        self, status: int, body: bytes | bytearray | memoryview | str | Iterable[str | bytes] | None, /
-    ) -> bool:
+        self, status: int,
+        body: bytes | bytearray | memoryview | str | Iterable[str | bytes] | AsyncIterable[str | bytes] | None, /,
+    ) -> bool:  # fmt: skip
         """Answer the request.
 
-        `body` is bytes, a str (sent as UTF-8), None for no body, or an iterable of either, which is sent in
-        chunks as it is produced and the client takes it. The first answer counts: a second one raises RuntimeError.
-        Statuses from 100 to 199 are interim and may come before. Returns True; False when an iterable was given and
-        the client is gone.
+        `body` is bytes, a str (sent as UTF-8), None for no body, or an iterable of either, which is sent in chunks
+        as it is produced and the client takes it (RFC 9112 7.1; to HTTP/1.0 without, up to the end of the connection).
+
+        An asynchronous iterable, such as an async generator, may wait between its items, also after the handler has
+        ended: events, the output of a command, rows of a query. Each item leaves at the end of the loop's turn; no
+        more are asked for before the client has taken some 64 KiB. When the client leaves, or takes nothing for
+        ``http_write_timeout`` seconds, it is closed: GeneratorExit at its await or yield. One that has sent its FIN is
+        taken to have left once nothing was sent for thirty seconds.
+
+        What an iterable raises before its first item, and before it waits for anything, is raised here; later it is
+        logged, and the connection ends without the last chunk, so that the client can tell.
+
+        The first answer counts: a second one raises RuntimeError. Statuses from 100 to 199 are interim and may come
+        before. Returns True; False when an iterable was given and the client is gone.
         """
         if self._state == OPEN and type(body) is bytes and self._response_headers is None:
             # The hot path: status and length are known from an earlier response of this second.

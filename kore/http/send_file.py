@@ -168,7 +168,8 @@ class FileSender:
         self.fd = fd
         self.socket_fd = -1
         self.in_order = False  # all output before ours has left
-        self.reading = connection.service.protocol != "http"  # read and write: the bytes are not to leave as they are
+        # Read and write: the bytes are not to leave as they are, or there is no other way (OpenBSD, NetBSD).
+        self.reading = connection.service.protocol != "http" or not hasattr(os, "sendfile")
         self.pipes = pipes
         self.pipe: Pipe | None = None
         self.piped = 0  # bytes in it

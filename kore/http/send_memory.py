@@ -42,7 +42,7 @@ class MemoryFile:
 
 def memory_file(head: bytes, body: bytes) -> MemoryFile | None:
     """The response as such a file; None where it would gain nothing or can't be had."""
-    if len(body) < MEMORY_BYTES_MIN or not hasattr(os, "memfd_create"):
+    if len(body) < MEMORY_BYTES_MIN or not (hasattr(os, "memfd_create") and hasattr(os, "sendfile")):
         return None
     try:
         return MemoryFile(head, body)

@@ -16,8 +16,9 @@ from types import CoroutineType
 from typing import Any
 
 from kore.http.accesslog import AccessLog, LogTarget
-from kore.http.body import BodyStore
+from kore.http.body import FORM_BYTES, BodyStore
 from kore.http.connection import FIRST_REQUEST_S, LINGER_S, HttpConnection
+from kore.http.disk import Disk
 from kore.http.gate import Gate, gated
 from kore.http.head import Head, HeadParser, common_lines
 from kore.http.request import Request
@@ -210,7 +211,9 @@ class HttpServer:
         self.logs: dict[LogTarget, AccessLog] = {}
         self.store: BodyStore | None = None  # for bodies that are too large for memory
         if settings.http_body_disk_offload:
-            self.store = BodyStore(settings.http_body_disk_path, settings.http_body_disk_offload)
+            self.store = BodyStore(settings.http_body_disk_path, settings.http_body_disk_offload, Disk(loop))
+        self.kept_bytes_max = FORM_BYTES if self.store is None else min(FORM_BYTES, self.store.offload)
+        """Bodies that are announced with no more are just kept."""
         self.watched: set[Request] = set()  # requests that something is to be done for when they are over
         self._body_tell_at = 0  # when a failing disk may be told of again, in ticks
         self.websockets: set[Any] = set()  # the open ones, for broadcasts

@@ -13,15 +13,21 @@ from __future__ import annotations
 import array
 import enum
 import errno
+import os
 import select
 import socket
 from collections.abc import Sequence
+
+from kore.readiness.syscalls import MSG_CMSG_CLOEXEC
 
 MESSAGE_BYTES_MAX = 65536
 """The longest message; a log line of the longest text, each character at its widest escape, fits."""
 
 BUFFER_BYTES = 1 << 20
-"""Send buffer asked for (the kernel's net.core.wmem_max caps it): some hundred log lines in a burst."""
+"""Buffer asked for (Linux caps it by net.core.wmem_max, BSDs refuse too much): some hundred log lines in a burst."""
+
+BUFFERS = (socket.SO_SNDBUF, socket.SO_RCVBUF)
+"""Messages wait in the sender's buffer on Linux, in the receiver's on the BSDs."""
 
 FDS_SPACE = socket.CMSG_LEN(array.array("i").itemsize)
 """Room for the one descriptor a message may carry; what else is sent along, the kernel closes (unix(7))."""
@@ -38,6 +44,7 @@ class Kind(enum.IntEnum):
     DROPPED = 3  # log lines this worker could not send: decimal text
     SHUTDOWN = 4  # stop the server, exit code 0; no body
     FATALX = 5  # stop the server, exit code 1; no body
+    LISTENER = 6  # the listener of this worker's filter comes along; no body; once, before it is ready
 
     STOP = 16  # drain and end; the signal's number (one byte)
     ABORT = 17  # end now; no body
@@ -118,11 +125,12 @@ class Channel:
         if received is None:
             return None
         message, ancillary = received
-        fds = array.array("i")
-        for level, kind, data in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-        return kind_of(message), message[1:], fds[0] if fds else None
+        fds = _fds_of(ancillary)
+        try:
+            return kind_of(message), message[1:], fds[0] if fds else None
+        except ChannelError:
+            _close(fds)
+            raise
 
     def receive_message(self) -> bytes | None:
         """The next message with its kind in front, which may be any byte. Raises as receive()."""
@@ -131,14 +139,16 @@ class Channel:
 
     def _receive(self, space: int) -> tuple[bytes, list[tuple[int, int, bytes]]] | None:
         try:
-            data, ancillary, flags, _ = self.sock.recvmsg(MESSAGE_BYTES_MAX, space, socket.MSG_CMSG_CLOEXEC)
+            data, ancillary, flags, _ = self.sock.recvmsg(MESSAGE_BYTES_MAX, space, MSG_CMSG_CLOEXEC)
         except (BlockingIOError, InterruptedError):
             return None
         except ConnectionError:
             raise EOFError from None
         if not data:
+            _close(_fds_of(ancillary))  # an empty message may have one too
             raise EOFError
         if flags & socket.MSG_TRUNC:
+            _close(_fds_of(ancillary))
             raise ChannelError(f"a message of more than {MESSAGE_BYTES_MAX} bytes")
         return data, ancillary
 
@@ -149,6 +159,20 @@ class Channel:
     def close(self) -> None:
         """Close this end; the other side reads the end of the channel."""
         self.sock.close()
+
+
+def _fds_of(ancillary: list[tuple[int, int, bytes]]) -> array.array[int]:
+    """The descriptors that came along, which are this process's to close."""
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    return fds
+
+
+def _close(fds: array.array[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def kind_of(message: Sequence[int]) -> Kind:
@@ -163,5 +187,20 @@ def channel_pair() -> tuple[Channel, Channel]:
     """The parent's end and the worker's. Both are close-on-exec. Raises OSError."""
     parent, child = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for sock in (parent, child):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
+        for option in BUFFERS:
+            enlarge(sock, option)
     return Channel(parent), Channel(child)
+
+
+def enlarge(sock: socket.socket, option: int) -> None:
+    """Give `sock` the largest buffer up to BUFFER_BYTES that the system allows; never a smaller one than it has."""
+    size, least = BUFFER_BYTES, sock.getsockopt(socket.SOL_SOCKET, option)
+    while size > least:
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, option, size)
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:  # setsockopt(2) of the BSDs: above kern.ipc.maxsockbuf
+                raise
+            size //= 2
+        else:
+            return

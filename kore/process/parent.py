@@ -27,6 +27,7 @@ from kore.process.relay import Relay
 from kore.process.reopening import AccessLog, Reopening
 from kore.process.report import Death, death_report, signal_name
 from kore.process.seat import Seat
+from kore.process.supervision import Supervision
 
 START_SECONDS_MAX = 60.0
 """From the first fork until the last worker is ready. Long, because workerstart may load a model or a database."""
@@ -61,6 +62,8 @@ class Orders:
     restart: bool = True
     """worker_death_policy: replace a worker that died, or stop the server with exit code 1."""
     drain_seconds: float = 10.0
+    filtered: bool = False
+    """Whether a worker puts a filter on and sends its listener; from others nobody takes one."""
     ignore_interrupt: bool = False
     """In the background there is no terminal whose Ctrl-C could be meant."""
     trapped: frozenset[int] = frozenset()
@@ -108,6 +111,7 @@ class Parent:
         self._log_fd: int | None = None
         self._selector = selectors.DefaultSelector()
         self._relay = Relay(self._selector, log, self._after)
+        self._supervision = Supervision(self._selector, log)
         self._reopening = Reopening(orders.access_logs, log, self._after)
         self._wake_in, self._wake_out = socket.socketpair()
 
@@ -333,6 +337,7 @@ class Parent:
         self._selector.close()
         self._wake_in.close()
         self._wake_out.close()
+        self._supervision.close()
         for seat in self.seats:
             seat.close()
 
@@ -348,7 +353,7 @@ class Parent:
             if seat.pid:
                 pid, status = os.waitpid(seat.pid, os.WNOHANG)
                 if pid:
-                    self._died(seat, Death(status))
+                    self._died(seat, status)
         if self._pid == 1:
             self._reap_strangers()
 
@@ -360,12 +365,13 @@ class Parent:
                 return  # a worker's end is read where it means something, in the next turn
             os.waitpid(ended.si_pid, 0)
 
-    def _died(self, seat: Seat, death: Death) -> None:
+    def _died(self, seat: Seat, status: int) -> None:
         """What a worker's end means, by the life of the server."""
         pid, ready = seat.pid, seat.ready
         if seat.channel is not None:
             self._hear_last(seat, seat.channel)
             self._relay.leave(seat.worker)
+        death = Death(status, self._supervision.leave(seat.worker))
         uptime = seat.left()
         if self.state is State.ABORTING or (self.state is State.STOPPING and death.clean):
             return
@@ -410,7 +416,7 @@ class Parent:
         """Read what a worker sent; at the end of the channel, or at nonsense, stop listening."""
         try:
             for _ in range(MESSAGES_PER_TURN):
-                message = channel.receive()
+                message = channel.receive_fd()
                 if message is None:
                     return
                 self._message(seat, *message)
@@ -430,12 +436,18 @@ class Parent:
         if channel.fileno() in self._selector.get_map():
             self._selector.unregister(channel)
         try:
-            while (message := channel.receive()) is not None:
+            while (message := channel.receive_fd()) is not None:
                 self._message(seat, *message)
         except (EOFError, ChannelError):
             pass  # all has been said
 
-    def _message(self, seat: Seat, kind: Kind, body: bytes) -> None:
+    def _message(self, seat: Seat, kind: Kind, body: bytes, fd: int | None) -> None:
+        if kind is Kind.LISTENER and self.orders.filtered:
+            self._supervision.join(seat.worker, seat.pid, fd)
+            return
+        if fd is not None:
+            os.close(fd)
+            raise ChannelError(f"a descriptor with a {kind.name}")
         match kind:
             case Kind.LOG:
                 priority, text = role.log_of_body(body)

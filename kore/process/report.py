@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """How a process ended: `status` as waitpid(2) gave it."""
+    """How a process ended: `status` as waitpid(2) gave it; `call` is the one it was killed for by the parent."""
 
     status: int
+    call: str | None = None
 
     @property
     def clean(self) -> bool:
@@ -25,6 +26,8 @@ class Death:
         if not os.WIFSIGNALED(self.status):
             return f"exited with code {os.waitstatus_to_exitcode(self.status)}"
         number = os.WTERMSIG(self.status)
+        if self.call is not None and number == signal.SIGKILL:
+            return f"was killed for a system call its sandbox forbids, {self.call}"
         text = f"was killed by {signal_name(number)}"
         if os.WCOREDUMP(self.status):
             text += " (core dumped)"

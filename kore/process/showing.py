@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from kore.application import config as config_module
 from kore.application.declared import application
@@ -14,9 +14,9 @@ Value = tuple[str, str]
 """A value as it is shown, and where it comes from."""
 
 
-def effective(plan: Plan, deployment: Deployment, decided: Mapping[str, Value]) -> str:
+def effective(plan: Plan, deployment: Deployment, decided: Mapping[str, Value], notices: Sequence[str]) -> str:
     """The text. `decided` are values that are no options, or that something else than the application decided."""
-    return "\n".join([*_served(plan, deployment), "", *_options(plan, decided)])
+    return "\n".join([*_served(plan, deployment), *(f"notice: {one}" for one in notices), "", *_options(plan, decided)])
 
 
 def _served(plan: Plan, deployment: Deployment) -> Iterator[str]:
@@ -30,11 +30,6 @@ def _served(plan: Plan, deployment: Deployment) -> Iterator[str]:
                 yield f"    {route.name}"
     if plan.tasks:
         yield f"tasks: {plan.tasks} in each worker"
-    for process, wanted in plan.privileges.items():
-        if wanted.root is not None or wanted.runas is not None:
-            yield f"{process}: root {wanted.root or 'not set'}, user {wanted.runas or 'not set'}"
-    for notice in plan.notices:
-        yield f"notice: {notice}"
 
 
 def _options(plan: Plan, decided: Mapping[str, Value]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from kore import reactor
@@ -18,13 +18,16 @@ from kore.application.declared import application
 from kore.application.loading import formatted, load, location_of
 from kore.application.plan import Plan, freeze
 from kore.application.privileges import Deployment
+from kore.bsd import pledge
 from kore.errors import ConfigurationError, EngineError, StartError
-from kore.process import affinity, role, title, worker
+from kore.process import affinity, ahead, confining, role, title, worker
 from kore.process.daemon import Daemon, daemonise
+from kore.process.descriptors import inherited
 from kore.process.log import LOG_ERR, LOG_INFO, LOG_NOTICE, FileSink, Log, SyslogSink, standard_output
 from kore.process.parent import EXIT_FATAL, Orders, Parent
 from kore.process.pidfile import HeldError, Pidfile
 from kore.process.reopening import access_logs
+from kore.sandbox import confinement, privileges
 from kore.version import __version__
 
 DRAIN_SECONDS = 10.0
@@ -47,12 +50,13 @@ class Options:
 
 def start(path: str, arguments: Sequence[str], options: Options) -> int:
     """Serve the application at `path` until it is stopped; the exit code. Nothing is raised but SystemExit."""
+    strays = inherited()
     log = Log(standard_output())
     role.take(role.Role(log))
     reactor.set_log(role.role.log)
     try:
         plan = _plan(path, arguments)
-        return _Start(plan, options, log).run()
+        return _Start(plan, options, log, strays).run()
     except StartError as error:
         return complain(str(error))
     finally:
@@ -85,7 +89,7 @@ def _plan(path: str, arguments: Sequence[str]) -> Plan:
 class _Start:
     """One start: what was decided on the way, and what has to be undone at the end."""
 
-    def __init__(self, plan: Plan, options: Options, log: Log) -> None:
+    def __init__(self, plan: Plan, options: Options, log: Log, strays: Mapping[int, tuple[int, int]]) -> None:
         self.plan = plan
         self.options = options
         self.log = log
@@ -96,6 +100,8 @@ class _Start:
         self.fallback: str | None = None
         self.daemon: Daemon | None = None
         self.pidfile: Pidfile | None = None
+        self.strays = strays
+        self.confinement = confinement.Confinement(process="worker", on=False)
 
     def run(self) -> int:
         """Check everything, then serve. Raises StartError."""
@@ -103,7 +109,7 @@ class _Start:
             raise StartError("nothing to do: the application declares no server and creates no task")
         self._check_privileges()
         try:
-            self.engine, self.fallback = reactor.select_engine()
+            self.engine, self.fallback = self._select_engine()
         except EngineError as error:
             raise StartError(f"KORE_IO={os.environ.get('KORE_IO')}: {error}") from error
         except ConfigurationError as error:
@@ -122,29 +128,48 @@ class _Start:
             self.daemon.failed(EXIT_FATAL, f"kore: {error}")
             return EXIT_FATAL
 
+    def _select_engine(self) -> tuple[str, str | None]:
+        """The engine that the workers can have. Raises EngineError, ConfigurationError, StartError."""
+        engine, fallback = reactor.select_engine()
+        if engine != "uring":
+            return engine, fallback
+        refused = ahead.try_as_worker(self.confinement, lambda: reactor.new_driver("uring").close())
+        if refused is None:
+            return engine, fallback
+        if os.environ.get("KORE_IO"):
+            raise StartError(f"KORE_IO={os.environ['KORE_IO']}: not for the workers: {refused}")
+        return "epoll", f"io_uring is not available to the workers, using epoll: {refused}"
+
     def _check_privileges(self) -> None:
-        """Root that was asked to give its rights away must do so or not start: silence would be a lie."""
-        wanted = self.plan.privileges["worker"]
-        steps = []
-        if self.deployment.chroot and wanted.root is not None:
-            steps.append((f"chroot to {wanted.root}", "-n"))
-        if self.deployment.switch_user and wanted.runas is not None:
-            steps.append((f"switch to user {wanted.runas}", "-r"))
-        if os.geteuid() == 0 and steps:
-            what = " and ".join(step for step, _ in steps)
-            flags = " ".join(flag for _, flag in steps)
-            raise StartError(f"this version cannot {what}; start it as that user, or with {flags} to go without")
+        """Root that was asked to give its rights away must be able to, or not start: silence would be a lie."""
+        self.confinement = confining.confine(self.plan, self.deployment)
+        confinement.prepare(self.confinement)
 
     def _show(self) -> int:
         """What check prints: everything that would be served, and every option with where it comes from."""
         from kore.process.showing import effective
 
         io = "KORE_IO" if os.environ.get("KORE_IO") else self.fallback or "the best there is"
-        decided = {"engine": (self.engine, io)}
+        confined = "KORE_SANDBOX" if os.environ.get("KORE_SANDBOX") else "the deployment"
+        decided = {"engine": (self.engine, io), "workers live in": (self._home(), "root, runas and the deployment")}
+        if self.plan.settings.sandbox is None or os.environ.get("KORE_SANDBOX"):
+            decided["sandbox"] = ("yes" if self.confinement.on else "no", confined)
         if self.plan.settings.workers is None:
             decided["workers"] = (str(self.workers), "CPUs that this process may use")
-        print(effective(self.plan, self.deployment, decided), flush=True)
+        print(effective(self.plan, self.deployment, decided, self._notices()), flush=True)
         return 0
+
+    def _home(self) -> str:
+        """Where workers live and who they are, for people."""
+        rights = self.confinement.rights
+        home = f"{rights.root or os.getcwd()} by {'chroot' if rights.chroot else 'chdir'}"
+        return home if rights.identity is None else f"{home} as user {rights.identity.name}"
+
+    def _notices(self) -> list[str]:
+        found = [*confining.notices(self.confinement, self.deployment), *self.plan.notices]
+        if self.plan.settings.pledge and not pledge.available():
+            found.append("kore.config.pledge: only OpenBSD has pledge(2); nothing is promised here")
+        return found
 
     def _open_log(self) -> None:
         logfile = self.plan.settings.logfile
@@ -161,6 +186,7 @@ class _Start:
                 self._hook(self.plan.hooks.daemonized)
             self._announce()
             title.set_title(self.name, "[parent]")
+            self._confine()
             # What is here now lives as long as the server: collected once, then shared with every worker untouched.
             gc.collect()
             gc.freeze()
@@ -175,6 +201,14 @@ class _Start:
             if self.pidfile is not None:
                 self.pidfile.remove()
             self.plan.close()
+
+    def _confine(self) -> None:
+        """What the workers cannot do for themselves, and then what the parent gives up itself. Raises StartError."""
+        mine = self.confinement
+        ahead.load_ahead(mine)
+        ahead.make_offload(mine)
+        if mine.on:
+            privileges.restrain_parent(confining.kept_by_parent(mine))
 
     def _hook(self, hook: Callable[[], object]) -> None:
         """Call a hook of the parent; what it raises is reported and stops nothing."""
@@ -206,23 +240,22 @@ class _Start:
         self._say(f"kore {__version__}, engine {self.engine}, Python {python}, pid {os.getpid()}")
         if self.fallback is not None:
             self.log.parent(LOG_NOTICE, self.fallback)
-        if os.geteuid() == 0 and self.deployment.name != "dev":
-            self.log.parent(LOG_NOTICE, "the workers run as root: chroot and user switch are not in this version")
-        for notice in self.plan.notices:
+        for notice in self._notices():
             self.log.parent(LOG_NOTICE, notice)
         for listener in self.plan.listeners:
             self._say(f"serving http on {listener.url}")
 
     def _orders(self) -> Orders:
         settings = self.plan.settings
-        wanted = self.plan.privileges["worker"]
         foreground = self.deployment.foreground
         drain = DRAIN_SECONDS_DEV if self.deployment.name == "dev" else DRAIN_SECONDS
         orders = worker.WorkerOrders(
             plan=self.plan,
             engine=self.engine,
             name=self.name,
-            root=wanted.root,
+            confinement=self.confinement,
+            strays=self.strays,
+            watch_imports=self.deployment.name == "dev",
             cpus=tuple(affinity.allowed_cpus()) if settings.worker_set_affinity else (),
             drain_seconds=drain,
             foreground=foreground,
@@ -238,6 +271,7 @@ class _Start:
             run_worker=lambda place: worker.run(orders, place),
             restart=settings.worker_death_policy == "restart",
             drain_seconds=drain,
+            filtered=self.confinement.on or self.confinement.tracing,
             ignore_interrupt=not foreground,
             trapped=frozenset(self.plan.signals),
             private_fds=self._private_fds,

@@ -11,8 +11,8 @@ import asyncio
 import gc
 import os
 import signal
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -20,18 +20,22 @@ from typing import TYPE_CHECKING, Any
 from kore import reactor
 from kore.application.declared import application
 from kore.application.plan import Plan
-from kore.application.settings import Settings
-from kore.errors import EngineError, StartError
+from kore.application.settings import NO_PROGRAMS, Settings
+from kore.bsd import pledge
+from kore.errors import EngineError, SandboxError, StartError
 from kore.http.server import HttpServer
 from kore.http.settings import HttpSettings
-from kore.process import affinity, prctl, reopening, role, title
+from kore.process import affinity, filtering, prctl, reopening, role, title
 from kore.process.channel import ChannelError, Kind
-from kore.process.descriptors import limit_descriptors
+from kore.process.descriptors import close_inherited, limit_descriptors
 from kore.process.log import LOG_ERR, LOG_NOTICE
 from kore.process.parent import WorkerPlace
 from kore.process.post import Post
-from kore.reactor import tasks
+from kore.reactor import spawning, tasks
+from kore.reactor.processes import kill_running
 from kore.reactor.watchdog import Watchdog
+from kore.sandbox import confinement
+from kore.sandbox.confinement import Confinement
 
 if TYPE_CHECKING:
     from kore.http.asgi.lifespan import Lifespans
@@ -45,6 +49,9 @@ TELL_DROPPED_SECONDS = 0.25
 BLOCKED_FACTOR = 10
 """Of http_request_ms: what one handler or callback may take of the loop's time before it is told of."""
 
+OWN_FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+"""Where kore is: what it imports itself is nobody's concern."""
+
 CANCEL_SECONDS_MAX = 1.0
 """For tasks that were cancelled at the end to clean up after themselves; then they are left."""
 
@@ -57,8 +64,12 @@ class WorkerOrders:
     engine: str
     name: str
     """The first word of the title."""
-    root: str | None
-    """The directory to live in by chdir(2); None: the current one."""
+    confinement: Confinement
+    """What the worker may, and where it lives."""
+    strays: Mapping[int, tuple[int, int]]
+    """Descriptors of whoever started the server, which are no worker's business."""
+    watch_imports: bool
+    """Whether modules that are imported after the start are told of."""
     cpus: tuple[int, ...]
     """The CPUs to be shared out; empty: no affinity."""
     drain_seconds: float
@@ -75,11 +86,19 @@ def run(orders: WorkerOrders, place: WorkerPlace) -> int:
     reactor.set_log(role.role.log)
     gc.set_threshold(*GC_THRESHOLDS)
     try:
-        loop = reactor.Loop(reactor.new_driver(orders.engine))
+        loop = _confined(orders, place)
     except EngineError as error:
         role.role.log(LOG_ERR, f"no {orders.engine} engine: {error}")
         return 1
+    except SandboxError as error:
+        role.role.fatalx(f"worker {place.worker} cannot be confined: {error}")
     asyncio.set_event_loop(loop)
+    try:
+        _promise(orders.plan)
+    except StartError as error:
+        role.role.log(LOG_ERR, str(error))
+        loop.close()
+        return 1
     worker = Worker(orders, place, loop)
     loop.call_soon(worker.start)
     try:
@@ -90,7 +109,9 @@ def run(orders: WorkerOrders, place: WorkerPlace) -> int:
 
 
 def _settle(orders: WorkerOrders, place: WorkerPlace) -> None:
-    """CPU, descriptors, directory."""
+    """Descriptors, CPU, how many descriptors more."""
+    if orders.confinement.on:
+        close_inherited(orders.strays)
     settings = orders.plan.settings
     if orders.cpus:
         cpu = affinity.cpu_of_worker(place.worker, list(orders.cpus))
@@ -99,13 +120,66 @@ def _settle(orders: WorkerOrders, place: WorkerPlace) -> None:
     notice = limit_descriptors(settings.worker_rlimit_nofiles, settings.worker_max_connections)
     if notice:
         role.role.log(LOG_NOTICE, notice)
-    if orders.root is not None:
-        os.chdir(orders.root)
+
+
+def _confined(orders: WorkerOrders, place: WorkerPlace) -> reactor.Loop:
+    """Give up everything that serving does not need; the loop. Raises EngineError, SandboxError."""
+    mine = orders.confinement
+    rights = replace(mine.rights, parent=place.parent)
+    return confinement.enter(
+        replace(mine, rights=rights),
+        spawner=lambda: _start_spawner(orders),
+        engine=lambda: reactor.Loop(reactor.new_driver(orders.engine, connects=mine.connects or not mine.on)),
+        close_filter=lambda: _close_filter(orders, place),
+    )
+
+
+def _start_spawner(orders: WorkerOrders) -> None:
+    """Have the programs of this worker started by a process of their own. Raises SandboxError."""
+    programs = orders.plan.settings.sandbox_programs
+    if programs == (NO_PROGRAMS,):
+        spawning.refuse("kore.config.sandbox_programs is none; name the program there to allow it")
+        return
+    from kore.sandbox.spawner import Terms, start_spawner
+
+    label = role.role.label.replace("wrk", "proc")
+    spawner = start_spawner(Terms(programs=programs, prepare=partial(title.set_title, orders.name, label)))
+    for line in spawner.told:
+        role.role.log(LOG_NOTICE, f"programs started by kore.proc: {line}")
+    spawning.use(spawner)
+
+
+def _close_filter(orders: WorkerOrders, place: WorkerPlace) -> None:
+    """Ask the application's seccomp hook and put the filter on; deadly calls are the parent's to answer."""
+    mine = orders.confinement
+    features = filtering.features_of(mine, orders.plan, orders.engine)
+    send_listener = partial(filtering.to_parent, place.channel)
+    filtering.put_on(orders.plan.hooks, features, send_listener, tracing=mine.tracing)
+
+
+def _promise(plan: Plan) -> None:
+    """OpenBSD: from here on a worker can do what it promised and no more. Raises StartError."""
+    if pledge.available():
+        pledge.pledge_worker(
+            transfers=pledge.preload(),
+            access_logs=any(domain.accesslog is not None for domain in plan.domains),
+            bodies_in_files=plan.settings.http_body_disk_offload > 0,
+            further=plan.settings.pledge,
+        )
 
 
 def http_settings(settings: Settings) -> HttpSettings:
     """The options the HTTP floor knows, out of all of them: they have the same names."""
     return HttpSettings(**{field.name: getattr(settings, field.name) for field in fields(HttpSettings)})
+
+
+def _served(orders: WorkerOrders) -> HttpSettings:
+    """The same, with the path of bodies as it is from within the root."""
+    found = http_settings(orders.plan.settings)
+    mine = orders.confinement
+    if mine.rights.chroot and mine.offload is not None and os.path.isabs(found.http_body_disk_path):
+        return replace(found, http_body_disk_path=mine.offload)
+    return found
 
 
 class Worker:
@@ -119,7 +193,7 @@ class Worker:
         self.exit_code = 0
         self._stopping = False
         self._finished = False
-        self.server = HttpServer(loop, http_settings(orders.plan.settings), log=role.role.log, board=place.board)
+        self.server = HttpServer(loop, _served(orders), log=role.role.log, board=place.board)
         if application.loaded is not None:
             # Where "function" and "object.method" are looked up that a request names its callbacks by.
             module = application.loaded.module
@@ -173,6 +247,10 @@ class Worker:
             blocked_ms_max = self.orders.plan.settings.http_request_ms * BLOCKED_FACTOR
             if blocked_ms_max:
                 self.watchdog = Watchdog(blocked_ms_max / 1000, partial(role.role.log, LOG_NOTICE))
+            if self.orders.watch_imports:
+                from kore.sandbox.preload import watch_imports
+
+                watch_imports(partial(role.role.log, LOG_NOTICE), own=OWN_FOLDER)
 
     def _accept(self) -> None:
         plan = self.orders.plan
@@ -319,8 +397,10 @@ class Worker:
                 _guarded(task.kill)
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
         finally:
+            kill_running()
             self.post.close()
             self.loop.close()
+            spawning.close()
             if isinstance(mine, role.WorkerRole):
                 mine.on_dropped = role.nothing  # there is no loop any more to try again on
                 mine.last_words()

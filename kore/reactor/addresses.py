@@ -10,6 +10,8 @@ import os
 import socket
 from typing import Any
 
+from kore.readiness.syscalls import has_abstract_sockets
+
 _PATH_BYTES_MAX = 107
 """struct sockaddr_un has 108, the last of which is the NUL."""
 
@@ -55,13 +57,15 @@ def internet(family: int, host: str, port: int | str, lowest_port: int = 0) -> t
 def unix(path: str) -> str:
     """The address of the unix socket `path`, abstract with a leading ``@``.
 
-    Raises RuntimeError when it is too long, ValueError when it is empty.
+    Raises RuntimeError when it is too long, or abstract elsewhere than on Linux, ValueError when it is empty.
     """
     path = _text("path", path)
     if not path:
         raise ValueError("path must not be empty")
     if len(os.fsencode(path)) > _PATH_BYTES_MAX:
         raise RuntimeError(f"path must be at most {_PATH_BYTES_MAX} bytes long, not {len(os.fsencode(path))}: {path!r}")
+    if path.startswith("@") and not has_abstract_sockets():
+        raise RuntimeError(f"path {path!r}: only Linux has abstract sockets; give the path of a file")
     return "\0" + path[1:] if path.startswith("@") else path
 
 

@@ -14,6 +14,7 @@ import stat
 import sys
 from asyncio import base_events, sslproto
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import Any
 
 from kore.driver import Driver, Operation
@@ -40,6 +41,7 @@ class _Listener:
         self.loop = loop
         self.sock = sock
         self.connected = connected
+        self.context = copy_context()
         self.stopped = False
         self.retry: asyncio.TimerHandle | None = None
         self.operation: Operation | None = None
@@ -53,7 +55,7 @@ class _Listener:
         if result >= 0:
             sock = socket.socket(self.sock.family, self.sock.type, self.sock.proto, fileno=result)
             sock.setblocking(False)
-            self.connected(sock)
+            self.context.copy().run(self.connected, sock)  # what one connection sets is not for the next
             return
         self.operation = None
         if self.stopped or -result in _ACCEPT_OVER:
@@ -104,7 +106,7 @@ class Connections(Base):
             transport._extra.update(extra)
         # A turn may come before connection_made() is called; nothing is to arrive in it.
         transport._stream.pause()
-        self.call_soon(transport.start, waiter)
+        self.call_soon(transport.start, waiter, context=transport.context)
         return transport
 
     def _make_datagram_transport(
@@ -175,7 +177,8 @@ class Connections(Base):
             try:
                 protocol = protocol_factory()
                 if sslcontext is None:
-                    StreamTransport(self, conn, protocol, server=server).start()  # type: ignore[arg-type]
+                    transport = StreamTransport(self, conn, protocol, server=server)  # type: ignore[arg-type]
+                    transport.context.run(transport.start)
                 else:
                     self._make_ssl_transport(
                         conn,

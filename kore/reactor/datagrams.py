@@ -45,10 +45,10 @@ class DatagramTransport(PolledWriter, asyncio.DatagramTransport):
         super().__init__(loop, sock, protocol, info)
         self._sock = sock
         self._address = address
-        self._connected = bool(info["peername"])
+        self._connected = info["peername"] is not None  # "" is the peer of a socketpair, which is as connected as any
         self._receive_bytes = _UNIX_BYTES_MAX if sock.family == socket.AF_UNIX else READ_BYTES_MAX
         self._buffer: deque[tuple[bytes, Any]] = deque()
-        loop.call_soon(self.start, waiter)
+        loop.call_soon(self.start, waiter, context=self._context)
 
     def sendto(self, data: bytes | bytearray | memoryview, addr: Any = None) -> None:
         """Send one datagram, an empty one too. Raises TypeError, ValueError for another address than the peer's."""

@@ -1,4 +1,6 @@
-"""Which engine this process runs on: io_uring where the kernel gives a ring, else epoll, or what KORE_IO says.
+"""Which engine this process runs on: io_uring where the kernel gives a ring, else the system's poller, or KORE_IO's.
+
+The poller is epoll on Linux and kqueue on the BSDs and macOS, where nobody looks for a ring.
 
 Whether a ring can be had is found by making one, not by asking for a version: containers forbid the call, old kernels
 lack flags, limits on locked memory refuse the mapping. The trial ring is closed at once, so none exists across a fork.
@@ -6,19 +8,27 @@ lack flags, limits on locked memory refuse the mapping. The trial ring is closed
 
 from __future__ import annotations
 
+import errno
 import os
+import select
 
 from kore.driver import Driver
 from kore.errors import ConfigurationError, EngineError
 
-ENGINES = ("uring", "epoll")
+ENGINES = ("uring", "epoll", "kqueue")
+
+ELSEWHERE = {
+    "epoll": "only Linux has it; unset KORE_IO, or use kqueue",
+    "kqueue": "only the BSDs and macOS have it; unset KORE_IO, or use uring or epoll",
+}
+"""Where the system calls of these engines are, for those that are told that this is not there."""
 
 
 def _wanted(io: str | None) -> str | None:
     wanted = io or os.environ.get("KORE_IO") or None
     if wanted is not None and wanted not in ENGINES:
         raise ConfigurationError(f"KORE_IO={wanted!r}: must be one of {', '.join(ENGINES)}")
-    return wanted
+    return wanted or (None if hasattr(select, "epoll") else "kqueue")
 
 
 def _make(name: str, connects: bool = True) -> Driver:
@@ -29,6 +39,14 @@ def _make(name: str, connects: bool = True) -> Driver:
 
         uring: Driver = UringDriver(restrictions=CONNECTING if connects else SERVING)
         return uring
+    if not hasattr(select, name):
+        raise EngineError(name, errno.ENOSYS, f"there is no {name} on this system", ELSEWHERE[name])
+    # Imported here because each needs names that only its own system has.
+    if name == "kqueue":
+        from kore.bsd.kqueue import KqueueDriver
+
+        kqueue: Driver = KqueueDriver()
+        return kqueue
     from kore.readiness.epoll import EpollDriver
 
     epoll: Driver = EpollDriver()
@@ -36,7 +54,7 @@ def _make(name: str, connects: bool = True) -> Driver:
 
 
 def new_driver(io: str | None = None, *, connects: bool = True) -> Driver:
-    """A driver of the engine `io` ("uring" or "epoll"), or of $KORE_IO, or of the best this kernel gives.
+    """A driver of the engine `io` ("uring", "epoll" or "kqueue"), or of $KORE_IO, or of the best this kernel gives.
 
     With `connects` false the kernel refuses every connect on the ring (EACCES). Epoll has no ring to restrict: there
     the process's filter and Landlock say what it may connect to.

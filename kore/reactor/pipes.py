@@ -32,7 +32,7 @@ class ReadPipeTransport(PolledTransport, asyncio.ReadTransport):
         os.set_blocking(pipe.fileno(), False)
         super().__init__(loop, pipe, protocol, {**(extra or {}), "pipe": pipe})
         self._paused = False
-        loop.call_soon(self.start, waiter)
+        loop.call_soon(self.start, waiter, context=self._context)
 
     def is_reading(self) -> bool:
         """Whether the protocol gets data."""
@@ -86,7 +86,7 @@ class WritePipeTransport(PolledWriter, asyncio.WriteTransport):
         os.set_blocking(pipe.fileno(), False)
         super().__init__(loop, pipe, protocol, {**(extra or {}), "pipe": pipe})
         self._buffer = bytearray()
-        loop.call_soon(self.start, waiter)
+        loop.call_soon(self.start, waiter, context=self._context)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Write `data`; what the pipe does not take at once follows when it does. Raises TypeError."""

@@ -15,7 +15,10 @@ from kore.reactor.loop import Loop
 
 
 def new_event_loop(io: str | None = None) -> Loop:
-    """A loop of its own on engine `io` ("uring", "epoll"; None: $KORE_IO or the best there is). Raises EngineError."""
+    """A loop of its own on engine `io` ("uring", "epoll", "kqueue"; None: $KORE_IO or the best there is).
+
+    Raises EngineError.
+    """
     return Loop(new_driver(io))
 
 

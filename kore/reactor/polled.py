@@ -8,6 +8,7 @@ import stat
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, cast
 
 from kore.reactor.base import FlowControl
@@ -41,6 +42,7 @@ class PolledTransport(asyncio.BaseTransport):
         self._file = file
         self._fd: int = file.fileno()
         self._protocol: Any = protocol
+        self._context = copy_context()  # the protocol is called in it
         self._closing = False
         self._lost = False
         self._reading: Operation | None = None
@@ -112,7 +114,7 @@ class PolledTransport(asyncio.BaseTransport):
             self._reading = None  # the fd was closed under our feet: nothing will come of it any more
         else:
             # As asyncio does: after what was ready before, and not in the middle of the driver's turn.
-            self._loop.call_soon(self._read_now)
+            self._loop.call_soon(self._read_now, context=self._context)
 
     def _read_now(self) -> None:
         if self._reading is not None:
@@ -139,7 +141,7 @@ class PolledTransport(asyncio.BaseTransport):
         self._lost = self._closing = True
         self._stop_reading()
         self._drop()
-        self._loop.call_soon(self._tell_loss, exc)
+        self._loop.call_soon(self._tell_loss, exc, context=self._context)
 
     def _drop(self) -> None:
         """Forget what was not written."""
@@ -176,7 +178,7 @@ class PolledWriter(PolledTransport, FlowControl):
         self._writing = self._loop._driver.poll(self._fd, select.POLLOUT, self._ready_to_write)
 
     def _ready_to_write(self, _result: int) -> None:
-        self._loop.call_soon(self._write_now)
+        self._loop.call_soon(self._write_now, context=self._context)
 
     def _write_now(self) -> None:
         self._writing = None

@@ -1,20 +1,22 @@
 """``kore.proc``: a child process, what it writes, and its end, which coroutines wait for.
 
-The end is seen through a pidfd, of this child alone: no SIGCHLD, so nobody's status is stolen, and no signal is ever
-sent to a process that has only got the number. Dropping the object kills the child; its reaping goes on by itself.
+Its end is heard of as kore.reactor.children says. Dropping the object kills the child; its reaping goes on by itself.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
+import weakref
 from asyncio import Future, TimerHandle, events
 from collections.abc import Generator
 from functools import partial, total_ordering
-from select import POLLIN
 from typing import Any
 
+from kore.reactor import trace
+from kore.reactor.children import STATUS_LOST, Child
 from kore.reactor.lines import CLOSED, Descriptor, Line, failure
 from kore.reactor.names import made, public
 from kore.reactor.pending import Pending, SocketOp, Steps, bytes_of, kore_loop, length_of, milliseconds, until
@@ -24,48 +26,47 @@ from kore.reactor.waits import wake
 PIPE_BYTES_MAX = 64 * 1024
 """Bytes read or written at once: what a pipe holds (pipe(7))."""
 
-STATUS_LOST = -1
-"""The status of a child that somebody else has waited for."""
+COMMAND_CHARACTERS_MAX = 128 * 1024
+"""What execve(2) takes as one argument (MAX_ARG_STRLEN); splitting much more would hold up the loop for seconds."""
 
 
 class _Child:
     """The process itself, apart from the object that the application holds: it is reaped also after that is gone."""
 
-    __slots__ = ("_driver", "_pidfd", "deadline", "expired", "lines", "pid", "status", "waiters")
+    __slots__ = ("__weakref__", "_child", "_driver", "deadline", "expired", "lines", "pid", "status", "waiters")
 
-    def __init__(self, driver: Any, pid: int, lines: tuple[Line, ...]) -> None:
-        self.pid = pid
+    def __init__(self, driver: Any, child: Child, lines: tuple[Line, ...]) -> None:
+        self.pid = child.pid
         self.lines = lines
         self.status: int | None = None
         self.expired = False  # the timeout passed and nobody was told
         self.deadline: TimerHandle | None = None
         self.waiters: set[Future[Any]] = set()
         self._driver = driver
-        self._pidfd = os.pidfd_open(pid)
-        self._driver.poll(self._pidfd, POLLIN, self._polled)
+        self._child = child
+        child.wait(driver, self._told)
+        _running.add(self)
 
-    def _polled(self, result: int) -> None:
+    def _told(self, result: int) -> None:
         if result < 0:
             self._ended(STATUS_LOST)
         elif not self.look():
-            self._driver.poll(self._pidfd, POLLIN, self._polled)
+            self._child.wait(self._driver, self._told)
             return
-        self._close_pidfd()
+        self._child.close()
 
     def look(self) -> bool:
         """Reap it if it has ended; whether it has."""
         if self.status is None:
-            try:
-                pid, status = os.waitpid(self.pid, os.WNOHANG)
-            except ChildProcessError:
-                pid, status = self.pid, STATUS_LOST
-            if pid:
+            status = self._child.look()
+            if status is not None:
                 self._ended(status)
         return self.status is not None
 
     def _ended(self, status: int) -> None:
         # The reference: the exit code, else the status as wait(2) has it (9 after SIGKILL).
         self.status = os.WEXITSTATUS(status) if status >= 0 and os.WIFEXITED(status) else status
+        _running.discard(self)
         if self.deadline is not None:
             self.deadline.cancel()
         for waiter in self.waiters:
@@ -107,21 +108,32 @@ class _Child:
         return self.status
 
     def kill(self) -> None:
-        """SIGKILL, unless it was reaped."""
+        """SIGKILL, unless it was reaped. Raises RuntimeError when it has taken other rights and may not be killed."""
         if self.status is None:
             try:
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-            except ProcessLookupError:
-                return  # somebody else has waited for it
+                self._child.kill()
+            except OSError as error:
+                raise failure(f"kill() of process {self.pid}", -(error.errno or 0)) from error
 
-    def _close_pidfd(self) -> None:
-        fd, self._pidfd = self._pidfd, -1
-        if fd >= 0:
-            os.close(fd)
+    def kill_for_nobody(self) -> None:
+        """The same when there is nobody to raise an error for: the log has it."""
+        try:
+            self.kill()
+        except RuntimeError as error:
+            trace.log(trace.LOG_ERR, f"{error}; it runs on, stop it by hand")
 
     # The loop was closed before the process ended.
     def __del__(self) -> None:
-        self._close_pidfd()
+        self._child.close()
+
+
+_running: weakref.WeakSet[_Child] = weakref.WeakSet()
+
+
+def kill_running() -> None:
+    """Kill every child that has not ended: for a worker that ends, whose objects nobody drops any more."""
+    for child in list(_running):
+        child.kill_for_nobody()
 
 
 def _value(number: int) -> Steps:
@@ -224,7 +236,10 @@ class PyProc:
         return True
 
     def kill(self) -> bool:
-        """Send SIGKILL; nothing happens when it was reaped. Always True."""
+        """Send SIGKILL; nothing happens when it was reaped. Always True.
+
+        RuntimeError when the process has become another user's (sudo, su), and this worker may not.
+        """
         self._child.kill()
         return True
 
@@ -241,7 +256,7 @@ class PyProc:
 
     def __del__(self) -> None:
         if hasattr(self, "_child"):
-            self._child.kill()
+            self._child.kill_for_nobody()
             for line in (self._stdin, self._stdout):
                 line.descriptor.close()
                 line.close()
@@ -282,11 +297,14 @@ def proc(command: str, timeout: int | None = None, *, env: list[str] | None = No
     Its stdin is a pipe, stdout and stderr are another. When it has not ended after `timeout` milliseconds (None, 0, -1:
     no limit) there is a TimeoutError, once, for who waits for it then or next; it lives on until kill(). `env` is its
     whole environment as "NAME=value"; None: the worker's. Raises RuntimeError outside of coroutines, for an `env` that
-    is no list, and when the program cannot be started; ValueError for an empty command or an open quote.
+    is no list, for a command of over 131072 characters and when the program cannot be started; ValueError for an empty
+    command or an open quote.
     """
     loop = kore_loop("proc()")
     if not isinstance(command, str):
         raise TypeError(f"command must be a str, not {type(command).__name__}")
+    if len(command) > COMMAND_CHARACTERS_MAX:
+        raise RuntimeError(f"command must be at most {COMMAND_CHARACTERS_MAX} characters long, not {len(command)}")
     seconds = milliseconds("timeout", timeout)
     try:
         words = shlex.split(command)
@@ -295,19 +313,20 @@ def proc(command: str, timeout: int | None = None, *, env: list[str] | None = No
     if not words or "\0" in command:
         raise ValueError(f"command must name a program and contain no NUL, not {command!r}")
     try:
-        child = spawn(words, _environment(env))
+        spawned = spawn(words, _environment(env))
     except OSError as error:
         raise RuntimeError(f"proc(): {words[0]!r} cannot be started: {error.strerror}") from error
     started = made(PyProc)
-    started._stdin = Line(Descriptor(child.stdin, partial(os.close, child.stdin)), keeps=False)
-    started._stdout = Line(Descriptor(child.stdout, partial(os.close, child.stdout)), keeps=True)
+    started._stdin = Line(Descriptor(spawned.stdin, partial(os.close, spawned.stdin)), keeps=False)
+    started._stdout = Line(Descriptor(spawned.stdout, partial(os.close, spawned.stdout)), keeps=True)
     started._receiving = Pending()
     started._sending = Pending()
     try:
-        started._child = _Child(loop.driver, child.pid, (started._stdin, started._stdout))
+        started._child = _Child(loop.driver, spawned.child, (started._stdin, started._stdout))
     except OSError as error:
-        os.kill(child.pid, signal.SIGKILL)  # nobody would see its end; it dies at once, so that this waits for nothing
-        os.waitpid(child.pid, 0)
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):  # where SIGCHLD is ignored it is gone already
+            os.kill(spawned.child.pid, signal.SIGKILL)  # nobody would see its end; it dies at once: no wait for long
+            os.waitpid(spawned.child.pid, 0)
         raise RuntimeError(f"proc(): {words[0]!r} cannot be watched: {error.strerror}") from error
     if seconds:
         started._child.deadline = loop.call_later(seconds, started._child.expire)

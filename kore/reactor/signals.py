@@ -1,49 +1,43 @@
 """Signals and the ends of child processes, as callbacks of the loop.
 
 A signal's byte on the driver's wake-up fd ends the wait, whatever call it is in; Python then runs the handler, which
-queues the callback. Children are awaited by pidfd, each on its own: no SIGCHLD, so nobody's status is stolen.
+queues the callback. Children are awaited each on its own (kore.reactor.children), without SIGCHLD.
 """
 
 from __future__ import annotations
 
 import inspect
-import os
-import select
 import signal
 import threading
 from collections.abc import Callable
+from contextvars import copy_context
 from types import FrameType
 from typing import Any, cast
 
 from kore.driver import Driver
 from kore.reactor.base import Base
+from kore.reactor.children import STATUS_LOST, Child, OwnChild
 from kore.reactor.handles import Soon, soon
 
 
-class _Child:
-    """A child process whose end somebody wants to hear of. Owns its pidfd."""
+class _Watched:
+    """A child process whose end somebody wants to hear of. Raises OSError where there is no such child."""
 
-    def __init__(self, loop: Signals, pid: int, callback: Callable[[int, int], object]) -> None:
+    def __init__(self, loop: Signals, child: Child, callback: Callable[[int, int], object]) -> None:
         self.loop = loop
-        self.pid = pid
+        self.child = child
         self.callback = callback
-        self.pidfd = os.pidfd_open(pid)
-        loop._driver.poll(self.pidfd, select.POLLIN, self.ended)
+        self.context = copy_context()
+        child.wait(loop._driver, self.ended)
 
     def ended(self, result: int) -> None:
-        try:
-            pid, status = (self.pid, -1) if result < 0 else os.waitpid(self.pid, os.WNOHANG)
-        except ChildProcessError:
-            pid, status = self.pid, -1
-        if pid == 0:
-            self.loop._driver.poll(self.pidfd, select.POLLIN, self.ended)
+        status = STATUS_LOST if result < 0 else self.child.look()
+        if status is None:
+            self.child.wait(self.loop._driver, self.ended)
             return
         self.loop._children.discard(self)
-        self.close()
-        self.loop.call_soon(self.callback, self.pid, status)
-
-    def close(self) -> None:
-        os.close(self.pidfd)
+        self.child.close()
+        self.loop.call_soon(self.callback, self.child.pid, status, context=self.context)
 
 
 class Signals(Base):
@@ -52,12 +46,12 @@ class Signals(Base):
     def __init__(self, driver: Driver) -> None:
         super().__init__(driver)
         self._signal_handles: dict[int, Soon] = {}
-        self._children: set[_Child] = set()
+        self._children: set[_Watched] = set()
 
     def _close_signals(self) -> None:
         """Called by close(), once the driver waits for no child any more. They are left to whoever made them."""
         while self._children:
-            self._children.pop().close()
+            self._children.pop().child.close()
         for number in list(self._signal_handles):
             self.remove_signal_handler(number)
 
@@ -86,7 +80,7 @@ class Signals(Base):
             signal.signal(sig, self._on_signal)
             signal.siginterrupt(sig, False)
         except (ValueError, OSError) as exc:
-            raise RuntimeError(f"signal {sig} cannot be caught: {exc}") from exc
+            raise RuntimeError(f"sig {int(sig)} cannot be caught: {exc}") from exc
         self._signal_handles[sig] = handle
 
     def remove_signal_handler(self, sig: int) -> bool:
@@ -114,6 +108,11 @@ class Signals(Base):
     def watch_child(self, pid: int, callback: Callable[[int, int], object]) -> None:
         """Call `callback(pid, status)` once child `pid` has ended and was reaped; `status` is that of waitpid(2).
 
-        The status is -1 when somebody else reaped it. Raises OSError as pidfd_open(2) does.
+        The status is -1 when somebody else reaped it. Raises OSError where the system knows that there is no such
+        child (pidfd_open(2)); elsewhere the status is -1.
         """
-        self._children.add(_Child(self, pid, callback))
+        self.watch(OwnChild(pid), callback)
+
+    def watch(self, child: Child, callback: Callable[[int, int], object]) -> None:
+        """The same for a child that is known already; it is closed afterwards."""
+        self._children.add(_Watched(self, child, callback))

@@ -84,6 +84,8 @@ async def send_file(
     `writable` waits for the socket. The file's position is behind what was sent. Raises SendfileNotAvailableError
     when this is no file that can be sent so.
     """
+    if not hasattr(os, "sendfile"):
+        raise SendfileNotAvailableError("there is no sendfile(2) on this system")
     try:
         source = file.fileno()
         size = os.fstat(source).st_size
@@ -226,6 +228,7 @@ class Sockets(Base):
 
     async def sock_sendall(self, sock: socket.socket, data: Any) -> None:
         """As socket.sendall."""
+        self._check_plain(sock)
         view = memoryview(data).cast("B")
         while view:
             sent = await self._retry(sock, select.POLLOUT, "send", view)

@@ -1,7 +1,8 @@
 """Child processes of asyncio: ``subprocess_exec`` and ``subprocess_shell``, and what is built on them.
 
-The child is made by `subprocess.Popen`, which closes every fd it is not meant to have. Its end is awaited by pidfd
-(`Signals.watch_child`), so no child watcher of asyncio's, no SIGCHLD and no thread is needed.
+The child is made by `subprocess.Popen`, which closes every fd it is not meant to have; in the sandbox by the spawner,
+as those of kore.proc are. Its end is awaited by `Signals.watch`, so no child watcher of asyncio's, no SIGCHLD and no
+thread is needed.
 """
 
 from __future__ import annotations
@@ -9,16 +10,104 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import subprocess
 from asyncio import base_subprocess
+from collections.abc import Mapping
 from typing import Any
 
+from kore.reactor import spawning
+from kore.reactor.children import STATUS_LOST
 from kore.reactor.pipes import ReadPipeTransport, WritePipeTransport
 from kore.reactor.signals import Signals
 
 logger = logging.getLogger("asyncio")
 
+_WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
+    "close_fds": (True, None), "restore_signals": (True, None), "pass_fds": ((), [], None), "umask": (-1, None),
+    "universal_newlines": (False, None), "creationflags": (0, None), "process_group": (None,), "pipesize": (-1, None),
+    "text": (False, None),
+}
+"""Options of Popen, and the values of them that a spawner fulfils anyway."""
+
 _UNKNOWN_STATUS = 255  # asyncio's word for a child whose status somebody else took
+
+
+class SpawnedProcess:
+    """A child of the spawner that looks like a `subprocess.Popen`, as far as asyncio does.
+
+    Raises OSError as Popen does; ValueError for options that a spawner does not have.
+    """
+
+    def __init__(
+        self, args: Any, shell: bool, stdin: Any, stdout: Any, stderr: Any, bufsize: int, *, cwd: Any = None,
+        env: Mapping[Any, Any] | None = None, executable: Any = None, start_new_session: bool = False, **others: Any,
+    ) -> None:
+        wanted = sorted(name for name, value in others.items() if value not in _WITHOUT_EFFECT.get(name, (None,)))
+        if wanted:
+            raise ValueError(
+                f"{', '.join(wanted)}: not in the sandbox, where another process starts programs; without it, or with "
+                "kore.proc, it can be started")
+        words = ["/bin/sh", "-c", os.fsdecode(args)] if shell else [os.fsdecode(word) for word in args]
+        given = os.environ if env is None else {os.fsdecode(name): os.fsdecode(text) for name, text in env.items()}
+        self.returncode: int | None = None
+        self._ours: list[Any] = [None, None, None]
+        theirs: list[int] = []
+        opened: list[int] = []
+        try:
+            for number, wish in enumerate((stdin, stdout, stderr)):
+                theirs.append(self._stream(number, wish, theirs, opened, bufsize))
+            self.child = spawning.start(
+                words[0] if executable is None else os.fsdecode(executable), words, given,
+                (theirs[0], theirs[1], theirs[2]), directory=None if cwd is None else os.fsdecode(cwd),
+                new_session=start_new_session)
+        except BaseException:
+            for file in self._ours:
+                if file is not None:
+                    file.close()
+            raise
+        finally:
+            for fd in opened:
+                os.close(fd)
+        self.pid = self.child.pid
+        self.stdin, self.stdout, self.stderr = self._ours
+
+    def _stream(self, number: int, wish: Any, theirs: list[int], opened: list[int], bufsize: int) -> int:
+        """The child's descriptor `number`; what was opened for it alone is in `opened`."""
+        if wish is None:
+            return number
+        if wish == subprocess.STDOUT:
+            return theirs[1]
+        if wish == subprocess.DEVNULL:
+            opened.append(os.open(os.devnull, os.O_RDWR))
+        elif wish == subprocess.PIPE:
+            reader, writer = os.pipe()
+            child, own = (reader, writer) if number == 0 else (writer, reader)
+            opened.append(child)
+            self._ours[number] = open(own, "wb" if number == 0 else "rb", bufsize)  # noqa: SIM115 (the transport's)
+        else:
+            return wish if isinstance(wish, int) else int(wish.fileno())
+        return opened[-1]
+
+    def poll(self) -> int | None:
+        """The exit code, if it has ended."""
+        if self.returncode is None:
+            status = self.child.look()
+            if status is not None and status != STATUS_LOST:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal; nothing happens when it has ended."""
+        self.child.send_signal(int(number))
+
+    def terminate(self) -> None:
+        """SIGTERM."""
+        self.child.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.child.kill()
 
 
 class SubprocessTransport(base_subprocess.BaseSubprocessTransport):
@@ -29,6 +118,9 @@ class SubprocessTransport(base_subprocess.BaseSubprocessTransport):
     _pipes: dict[int, Any]
 
     def _start(self, args: Any, shell: bool, stdin: Any, stdout: Any, stderr: Any, bufsize: int, **kwargs: Any) -> None:
+        if spawning.in_sandbox():
+            self._proc = SpawnedProcess(args, shell, stdin, stdout, stderr, bufsize, **kwargs)
+            return
         self._proc = subprocess.Popen(
             args, shell=shell, stdin=stdin, stdout=stdout, stderr=stderr, universal_newlines=False, bufsize=bufsize,
             **kwargs,
@@ -52,6 +144,12 @@ class SubprocessTransport(base_subprocess.BaseSubprocessTransport):
             code = _UNKNOWN_STATUS
             logger.warning("child process pid %d exit status already read: will report returncode 255", self._pid)
         self._process_exited(code)
+
+    def kill_unwatched(self) -> None:
+        """End the child here and now: nothing would tell of its end, and who asked for it will not know of it."""
+        self._proc.kill()
+        self.close()
+        self._process_exited(self._proc.wait())
 
 
 class Subprocesses(Signals):
@@ -83,7 +181,14 @@ class Subprocesses(Signals):
         transport = SubprocessTransport(
             self, protocol, args, shell, stdin, stdout, stderr, bufsize, waiter=waiter, extra=extra, **kwargs
         )
-        self.watch_child(transport._pid, transport.ended)
+        if isinstance(transport._proc, SpawnedProcess):
+            self.watch(transport._proc.child, transport.ended)
+        else:
+            try:
+                self.watch_child(transport._pid, transport.ended)
+            except OSError:
+                transport.kill_unwatched()
+                raise
         try:
             await waiter
         except (SystemExit, KeyboardInterrupt, GeneratorExit):

@@ -261,9 +261,10 @@ class Task(asyncio.Future[Any]):
         elif error is not None and not isinstance(error, asyncio.CancelledError | GeneratorExit):
             trace.report_exception("coroutine", error)
 
-    def kill(self) -> None:
+    def kill(self, event: str = "deleted") -> None:
         """Close the coroutine now: GeneratorExit at its await, its clean-up run, its pending wait cancelled.
 
+        `event` is what traces call it: ``killed`` by task_kill(), ``deleted`` when it only has nobody left to run for.
         A clean-up that waits for something goes on as this task, for CLEANUP_SECONDS_MAX; killed again it is given up.
         Raises RuntimeError when it is the one running. A task that has ended is left alone.
         """
@@ -279,7 +280,8 @@ class Task(asyncio.Future[Any]):
             waiter.remove_done_callback(self._wakeup)
             waiter.add_done_callback(_heard)
             waiter.cancel()
-        _trace_killed(self)
+        if tracing:
+            trace_event(self, event)
         outside = events._get_running_loop() is None
         if outside:
             # The clean-up asks who runs (a lock being released does), also when its loop has stopped.
@@ -345,11 +347,6 @@ def trace_event(task: Task, event: str, coro: Any = None) -> None:
     else:
         where = f"<{frame.f_code.co_name}> @ [{frame.f_code.co_filename.rpartition('/')[2]}:{frame.f_lineno}]"
     trace.log(trace.LOG_NOTICE, f"coro {who} {event} {where}")
-
-
-def _trace_killed(task: Task) -> None:
-    if tracing:
-        trace_event(task, "killed")
 
 
 def _traced_step(task: Task, exc: BaseException | None = None) -> None:
@@ -453,7 +450,7 @@ def task_kill(taskid: int) -> bool:
         raise RuntimeError("a coroutine cannot kill itself")
     task = live.get(number)
     if task is not None:
-        task.kill()
+        task.kill("killed")
         return True
     for waiting in pending_tasks:
         if waiting[0] == number:

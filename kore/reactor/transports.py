@@ -12,7 +12,9 @@ import socket
 import sys
 from asyncio import constants, sslproto, trsock
 from collections.abc import Callable, Iterable
+from contextvars import copy_context
 from errno import ECONNRESET
+from functools import partial
 from select import POLLOUT
 from typing import TYPE_CHECKING, Any, cast
 
@@ -45,6 +47,7 @@ class StreamTransport(FlowControl, asyncio.Transport):
             except OSError:  # the peer may be gone already
                 self._extra[name] = None  # type: ignore[assignment]
         self._protocol: Any = protocol
+        self.context = copy_context()  # the protocol is called in it, as the driver's callbacks run in none of ours
         self._backlog = 0
         self._paused = False  # reading, by the protocol
         self._stalled = False  # output waits for the peer
@@ -93,7 +96,7 @@ class StreamTransport(FlowControl, asyncio.Transport):
         try:
             if data:
                 self._data_received(data)
-            elif not self._protocol.eof_received():
+            elif not self.context.run(self._protocol.eof_received):
                 self.close()
         except (SystemExit, KeyboardInterrupt):
             raise
@@ -108,7 +111,7 @@ class StreamTransport(FlowControl, asyncio.Transport):
         """The kernel took what it would not take at once."""
         self._stalled = False
         if self._protocol_paused:
-            self._look_again()
+            self.context.run(self._look_again)
 
     def lost(self, error: int) -> None:
         """The stream is over; its fd is closed."""
@@ -125,7 +128,7 @@ class StreamTransport(FlowControl, asyncio.Transport):
         server = self._server
         self._server = None
         self._data_received = _nobody
-        self._tell("connection_lost", exc)
+        self.context.run(self._tell, "connection_lost", exc)
         if self._waiter is not None:
             wake(self._waiter)
         if server is not None:
@@ -150,20 +153,28 @@ class StreamTransport(FlowControl, asyncio.Transport):
         # The method is looked up once for a protocol, not for every piece of data.
         protocol = self._protocol
         reader = getattr(protocol, "_stream_reader", None) if type(protocol) is asyncio.StreamReaderProtocol else None
+        receiver: Callable[[bytes], object]
         if reader is not None:
-            # What its data_received does, which asks a weak reference for the reader each time: 0.1 us.
+            # What its data_received does, which asks a weak reference for the reader each time: 0.1 us. No code of the
+            # application is called by it, so no context is entered either.
             self._data_received = reader.feed_data
-        elif isinstance(protocol, asyncio.BufferedProtocol):
-            self._data_received = self._into_buffer
+            return
+        if _gives_buffers(protocol):
+            receiver = self._into_buffer
         else:
-            self._data_received = protocol.data_received
+            receiver = getattr(protocol, "data_received", self._nowhere)
+        self._data_received = partial(self.context.run, receiver)  # type: ignore[call-arg]
+
+    def _nowhere(self, _data: bytes) -> None:
+        # Only now: a protocol that is never sent anything need not take it.
+        raise TypeError(f"{self._protocol!r} has neither data_received() nor get_buffer(): it cannot take what came")
 
     def _into_buffer(self, data: bytes) -> None:
         """Copy `data` into the buffers a BufferedProtocol gives, in as many pieces as that takes."""
         view = memoryview(data)
         while view and not self._closing:
             protocol = self._protocol
-            if not isinstance(protocol, asyncio.BufferedProtocol):  # it handed over to a plain one in between
+            if not _gives_buffers(protocol):  # it handed over to a plain one in between
                 protocol.data_received(bytes(view))
                 return
             buffer = cast("Any", protocol.get_buffer(len(view)))
@@ -328,7 +339,7 @@ class StreamTransport(FlowControl, asyncio.Transport):
         paused = self._protocol_paused
         super()._maybe_pause_protocol()
         if self._protocol_paused and not paused:
-            self._loop.call_soon(self._look_again)
+            self._loop.call_soon(self._look_again, context=self.context)
 
     def _look_again(self) -> None:
         """Resume the protocol when enough has left; the driver tells when it was stuck, otherwise ask each turn."""
@@ -336,7 +347,7 @@ class StreamTransport(FlowControl, asyncio.Transport):
             return
         self._maybe_resume_protocol()
         if self._protocol_paused and not self._stream.stuck:
-            self._loop.call_soon(self._look_again)
+            self._loop.call_soon(self._look_again, context=self.context)
 
     def _tell(self, name: str, *arguments: object) -> None:
         """Call that method of the protocol; the exception handler hears of its exception."""
@@ -353,6 +364,13 @@ class StreamTransport(FlowControl, asyncio.Transport):
 
 def _nothing() -> None:
     """A callback whose only use is that the loop has one."""
+
+
+def _gives_buffers(protocol: Any) -> bool:
+    """Whether it is a BufferedProtocol, by its class or by what it has."""
+    if isinstance(protocol, asyncio.BufferedProtocol):
+        return True
+    return not hasattr(protocol, "data_received") and hasattr(protocol, "get_buffer")
 
 
 def _refuse(_data: object) -> None:

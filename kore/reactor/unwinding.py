@@ -137,4 +137,9 @@ def _of_library(frame: Any) -> bool:
     name = getattr(code, "co_filename", "")
     if name.startswith(_OWN) or name == contextlib.__file__:  # contextlib only calls the application's own
         return False
-    return not name or name.startswith(_LIBRARIES) or any(folder in name for folder in _PACKAGES)
+    return not name or library_file(name)
+
+
+def library_file(name: str) -> bool:
+    """Whether a file is of Python's own or of an installed package."""
+    return name.startswith(_LIBRARIES) or any(folder in name for folder in _PACKAGES)

@@ -6,6 +6,7 @@ tasks and in asyncio's, cancelled or killed.
 
 from __future__ import annotations
 
+import threading
 import types
 from asyncio import Future, events
 from collections import deque
@@ -90,6 +91,13 @@ class _Children:
         if not self.running and self.future is not None:
             wake(self.future)
 
+    def end(self) -> None:
+        """Kill those that are left. The collector asks for it in whatever thread it runs."""
+        if self.loop._thread_id in (None, threading.get_ident()):
+            self.kill()
+        else:
+            self.loop.call_soon_threadsafe(self.kill)
+
     def kill(self) -> None:
         while self.waiting:
             self.waiting.popleft()[1].close()
@@ -124,7 +132,7 @@ class Gather:
         children: _Children | None = getattr(self, "_children", None)
         if children is not None and (children.running or children.waiting):
             try:
-                children.kill()
+                children.end()
             except Exception as exc:  # noqa: BLE001 - a collector has no caller
                 trace.report_exception("coroutine", exc)
 

@@ -17,6 +17,7 @@ from types import CodeType, FrameType
 from typing import TYPE_CHECKING
 
 from kore.reactor.loop import Loop
+from kore.reactor.unwinding import library_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,9 +69,12 @@ class Watchdog:
 
     def _tell(self, top: FrameType, seconds: float) -> None:
         own = [frame for frame in _frames(top) if not _is_kore(frame)]
-        if not own or len(self._told) >= SITES_TOLD_MAX or own[-1].f_code in self._told:
+        if not own or len(self._told) >= SITES_TOLD_MAX:
             return
-        first = own[-1].f_code
+        # A library in front (a web framework mounted, a decorator) is the same for whatever it calls.
+        first = next((f for f in reversed(own) if not library_file(f.f_code.co_filename)), own[-1]).f_code
+        if first in self._told:
+            return
         self._told.add(first)
         places = [f"{os.path.basename(f.f_code.co_filename)}:{f.f_lineno} {f.f_code.co_name}()" for f in own]
         if len(places) > FRAMES_TOLD_MAX:

@@ -10,15 +10,15 @@ import os
 import socket
 from asyncio import events
 from collections.abc import Callable, Generator
-from errno import EAGAIN
+from errno import EAGAIN, EINVAL, ENOTCONN
 from functools import partial
 from select import POLLOUT
-from socket import AF_INET, AF_INET6, AF_UNIX, SOCK_STREAM
+from socket import AF_INET, AF_INET6, AF_UNIX, SOCK_SEQPACKET, SOCK_STREAM
 from typing import Any
 
 from kore.driver import Message, passed_fds
 from kore.reactor.addresses import internet, shown, unix
-from kore.reactor.lines import CLOSED, Descriptor, Line, failure
+from kore.reactor.lines import CLOSED, Begin, Descriptor, Line, failure
 from kore.reactor.names import made, public
 from kore.reactor.pending import Pending, SocketOp, Steps, bytes_of, length_of, until
 
@@ -46,9 +46,10 @@ class MessageTuple(tuple[Any, ...]):  # noqa: SLOT001 (a tuple takes no slots; i
 class PySocket:
     """A socket that coroutines wait on (reference: kore.socket). Errors of the kernel are RuntimeErrors."""
 
-    __slots__ = ("_descriptor", "_in", "_out", "_receiving", "_sending", "_sock", "_stream")
+    __slots__ = ("_connected", "_descriptor", "_in", "_out", "_receiving", "_sending", "_sock", "_stream")
     _sock: socket.socket
     _stream: bool
+    _connected: bool  # of a kind that has a peer and an end: to receive nothing is the end, not an empty datagram
     _descriptor: Descriptor
     _in: Line
     _out: Line
@@ -100,7 +101,7 @@ class PySocket:
     def send(self, data: bytes | str, /) -> SocketOp:
         """Send `data`, a str as UTF-8. Awaited it gives None when all of it has been taken by the kernel."""
         self._open("send()")
-        return self._sending.make("send()", partial(self._send, bytes_of(data), None))
+        return self._sending.make("send()", partial(self._send, "send()", bytes_of(data), None))
 
     def sendto(self, *destination_and_data: Any) -> SocketOp:
         """``sendto(ip, port, data)``, of unix sockets ``sendto(path, data)``. Awaited it gives None.
@@ -116,7 +117,9 @@ class PySocket:
             address: Any = unix(destination[0])
         else:
             address = internet(family, destination[0], destination[1], lowest_port=1)
-        return self._sending.make("sendto()", partial(self._send, bytes_of(data), address))
+        if self._sock.type == SOCK_SEQPACKET:
+            address = None  # the kernel sends to the peer whatever it is told, and that peer's queue is waited for
+        return self._sending.make("sendto()", partial(self._send, "sendto()", bytes_of(data), address))
 
     def close(self) -> bool:
         """Close it; what is pending gives None at once. The socket that was wrapped stays open. Always True."""
@@ -151,24 +154,36 @@ class PySocket:
         result = yield from self._in.wait(partial(driver.accept_once, self._sock))
         if result is CLOSED:
             return None
+        if type(result) is not int:  # data, brought by a recv() that was given up: this is no listener
+            self._in.put_back(result)
+            result = -EINVAL
         if result < 0:
             raise failure("accept()", result)
         kind, proto = self._sock.type, self._sock.proto
         return _made(socket.socket(self._sock.family, kind, proto, fileno=result))
 
+    def _taken(self, what: str, begin: Begin, deadline: float | None) -> Steps:
+        """The bytes or the message that a receive brought, or CLOSED."""
+        result = yield from self._in.wait(begin, deadline)
+        if type(result) is int:
+            if result >= 0:  # a connection, brought by an accept() that was given up: this is a listener
+                self._in.put_back(result)
+                result = -ENOTCONN
+            raise failure(what, result)
+        return result
+
     def _recv(self, maxlen: int, deadline: float | None) -> Steps:
+        if not self._stream:  # asks for the sender too: whoever comes next may want it, if this one is given up
+            message = yield from self._message("recv()", maxlen, deadline)
+            return None if message is None else _data_alone(message) or None
         driver = events.get_running_loop().driver  # type: ignore[attr-defined]
-        length = min(maxlen, RECEIVE_BYTES_MAX if self._stream else MESSAGE_BYTES_MAX)
-        result = yield from self._in.wait(partial(driver.receive, self._sock.fileno(), length), deadline)
+        begin = partial(driver.receive, self._sock.fileno(), min(maxlen, RECEIVE_BYTES_MAX))
+        result = yield from self._taken("recv()", begin, deadline)
         if result is CLOSED:
             return None
-        if type(result) is tuple:  # brought by a recvmsg() that was given up: as in the kernel, its fds go
-            for fd in passed_fds(result):
-                os.close(fd)
-            result = result[0]
-        if type(result) is int:
-            raise failure("recv()", result)
-        return self._cut(result, maxlen) or None
+        # Of a recvmsg() that was given up it may be a message.
+        data = _data_alone(result) if type(result) is tuple else result
+        return self._cut(data, maxlen) or None
 
     def _cut(self, data: bytes, maxlen: int) -> bytes:
         """The first `maxlen` of bytes that may have been received for somebody who asked for more."""
@@ -181,15 +196,13 @@ class PySocket:
     def _message(self, what: str, maxlen: int, deadline: float | None) -> Generator[Any, None, Message | None]:
         driver = events.get_running_loop().driver  # type: ignore[attr-defined]
         length = min(maxlen, RECEIVE_BYTES_MAX if self._stream else MESSAGE_BYTES_MAX)
-        result = yield from self._in.wait(partial(driver.recvmsg, self._sock, length), deadline)
+        result = yield from self._taken(what, partial(driver.recvmsg, self._sock, length), deadline)
         if result is CLOSED:
             return None
-        if type(result) is int:
-            raise failure(what, result)
-        if type(result) is bytes:  # brought by a recv() that was given up, which asks for no more
+        if type(result) is bytes:  # of a stream, brought by a recv() that was given up
             result = (result, [], 0, None)
         data, ancillary, flags, address = result
-        if not address and self._stream:
+        if not address and self._connected:
             try:
                 address = self._sock.getpeername()
             except OSError:
@@ -200,12 +213,10 @@ class PySocket:
         message = yield from self._message("recvfrom()", maxlen, deadline)
         if message is None:
             return None
-        data, _, _, address = message
-        for fd in passed_fds(message):
-            os.close(fd)
-        if not data and self._stream:
+        data = _data_alone(message)
+        if not data and self._connected:
             return (None,) * len(shown(self._sock.family, None)) + (None,)
-        return (*shown(self._sock.family, address), data)
+        return (*shown(self._sock.family, message[3]), data)
 
     def _recvmsg(self, maxlen: int, deadline: float | None) -> Steps:
         message = yield from self._message("recvmsg()", maxlen, deadline)
@@ -213,7 +224,7 @@ class PySocket:
             return None
         data: bytes | None = message[0]
         sender = shown(self._sock.family, message[3])
-        if not data and self._stream:
+        if not data and self._connected:
             data = None
         result = MessageTuple((data, message[1]))
         result.address = sender[0]
@@ -221,9 +232,8 @@ class PySocket:
         result.source_form = (*sender, data, [(len(entry[2]), *entry) for entry in message[1]])
         return result
 
-    def _send(self, data: bytes, address: Any) -> Steps:
+    def _send(self, what: str, data: bytes, address: Any) -> Steps:
         driver = events.get_running_loop().driver  # type: ignore[attr-defined]
-        what = "send()" if address is None else "sendto()"
         most = SEND_BYTES_MAX if self._stream else len(data)
         at = 0
         while at < len(data) or not (data or self._stream):
@@ -244,7 +254,7 @@ class PySocket:
                 if not data:
                     return
 
-    def _wait_for_queue(self, driver: Any, address: Any) -> Steps:
+    def _wait_for_queue(self, driver: Any, address: str) -> Steps:
         """Wait until a unix receiver's queue has room. Only a socket that is connected to it is told of that."""
         with socket.socket(AF_UNIX, self._sock.type) as connected:
             try:
@@ -252,12 +262,24 @@ class PySocket:
             except OSError as error:
                 raise failure("sendto()", -(error.errno or EAGAIN)) from error
             descriptor = Descriptor(connected.fileno(), socket.socket(fileno=connected.detach()).close)
-        line = Line(descriptor, keeps=False)
-        try:
-            yield from line.wait(partial(driver.poll, descriptor.fd, POLLOUT))
-        finally:
-            descriptor.close()
-            line.close()
+        yield from self._out.wait(partial(_polling, driver, descriptor))
+
+
+def _polling(driver: Any, descriptor: Descriptor, callback: Callable[[int], None]) -> Any:
+    """Wait until `descriptor` can be written to; it is closed with that."""
+
+    def polled(result: int) -> None:
+        descriptor.close()
+        callback(result)
+
+    return driver.poll(descriptor.fd, POLLOUT, polled)
+
+
+def _data_alone(message: Message) -> bytes:
+    """The data of a message whose ancillary data nobody asked for: the fds in it go, as in the kernel."""
+    for fd in passed_fds(message):
+        os.close(fd)
+    return message[0]
 
 
 def _connecting(driver: Any, sock: socket.socket, address: Any, callback: Callable[[int], None]) -> Any:
@@ -269,6 +291,7 @@ def _made(sock: socket.socket) -> PySocket:
     wrapped = made(PySocket)
     wrapped._sock = sock
     wrapped._stream = sock.type == SOCK_STREAM
+    wrapped._connected = sock.type in (SOCK_STREAM, SOCK_SEQPACKET)
     wrapped._descriptor = Descriptor(sock.fileno(), sock.close)
     wrapped._in = Line(wrapped._descriptor, keeps=True)
     wrapped._out = Line(wrapped._descriptor, keeps=False)

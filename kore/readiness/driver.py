@@ -15,11 +15,11 @@ import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from select import POLLIN, POLLOUT
-from socket import MSG_CMSG_CLOEXEC, socket
+from socket import socket
 from time import monotonic
 from typing import Any
 
-from kore.driver import CONTROL_BYTES, DataResult, MessageResult, Result, Stream, StreamOwner
+from kore.driver import CONTROL_BYTES, Child, DataResult, MessageResult, Result, Stream, StreamOwner
 from kore.readiness.operation import (
     Accept,
     AcceptOnce,
@@ -33,7 +33,9 @@ from kore.readiness.operation import (
     Trying,
     Waiting,
 )
+from kore.readiness.pidfd import PidfdChild
 from kore.readiness.stream import READ_BYTES_MAX, ReadinessStream
+from kore.readiness.syscalls import MSG_CMSG_CLOEXEC
 from kore.readiness.watch import NOT_REGISTERED, Entry, Poller, Watch, arm
 
 EVENTS_MAX = 512
@@ -53,6 +55,8 @@ class ReadinessDriver:
     """See kore.driver.Driver. `poller` is the platform's; the driver owns it."""
 
     name = "readiness"
+    receiving = Waiting
+    """How receive() and recvmsg() wait: a platform whose poller is silent about what will fail has its own way."""
 
     def __init__(self, poller: Poller) -> None:
         self.poller = poller
@@ -324,11 +328,11 @@ class ReadinessDriver:
 
     def receive(self, fd: int, length: int, callback: DataResult) -> Operation:
         """See kore.driver.Driver."""
-        return self.begin(Waiting(self, callback, fd, POLLIN, lambda _: os.read(fd, length)))
+        return self.begin(self.receiving(self, callback, fd, POLLIN, lambda _: os.read(fd, length)))
 
     def recvmsg(self, sock: socket, length: int, callback: MessageResult) -> Operation:
         """See kore.driver.Driver."""
-        return self.begin(Waiting(
+        return self.begin(self.receiving(
             self, callback, sock.fileno(), POLLIN, lambda _: sock.recvmsg(length, CONTROL_BYTES, MSG_CMSG_CLOEXEC)))
 
     def send(self, fd: int, data: bytes, callback: Result) -> Operation:
@@ -368,6 +372,10 @@ class ReadinessDriver:
     def write(self, fd: int, data: bytes, callback: Result) -> Operation:
         """See kore.driver.Driver."""
         return self.send(fd, data, callback)
+
+    def child(self, pid: int, callback: Result) -> Child:
+        """See kore.driver.Driver."""
+        return PidfdChild(self, pid, callback)
 
     def splice(self, fd_in: int, offset_in: int, fd_out: int, length: int, callback: Result) -> Operation:
         """See kore.driver.Driver. -ENOSYS where the system has no splice(2)."""

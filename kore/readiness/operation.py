@@ -14,9 +14,10 @@ import os
 from collections.abc import Callable
 from functools import partial
 from select import POLLIN, POLLOUT, poll
-from socket import AF_UNIX, MSG_NOSIGNAL, SO_ACCEPTCONN, SO_ERROR, SOL_SOCKET, socket
+from socket import AF_UNIX, SO_ERROR, SOL_SOCKET, socket
 from typing import TYPE_CHECKING, Any
 
+from kore.readiness.syscalls import MSG_NOSIGNAL, listens
 from kore.readiness.watch import ALWAYS_READY
 
 if TYPE_CHECKING:
@@ -194,11 +195,11 @@ class Accept(Waiting):
         try:
             self.listener = listener = socket(fileno=self.fd)
             listener.setblocking(False)
-            listens = listener.getsockopt(SOL_SOCKET, SO_ACCEPTCONN)
+            listening = listens(listener)
         except OSError as error:
             self.conclude(-(error.errno or errno.EIO))
         else:
-            if listens:
+            if listening:
                 super().begin()
             else:
                 self.conclude(-errno.EINVAL)  # as accept(2) says; the poller would wait for ever
@@ -258,11 +259,11 @@ class AcceptOnce(Waiting):
     def begin(self) -> None:
         """Wait for it."""
         try:
-            listens = self.listener.getsockopt(SOL_SOCKET, SO_ACCEPTCONN)
+            listening = listens(self.listener)
         except OSError as error:
             self.conclude(-(error.errno or errno.EIO))
             return
-        if listens:
+        if listening:
             super().begin()
         else:
             self.conclude(-errno.EINVAL)  # as accept(2) says; the poller would wait for ever

@@ -15,7 +15,7 @@ from select import POLLERR, POLLHUP, POLLIN, POLLOUT
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from kore.readiness.operation import Waiting
 
@@ -32,8 +32,9 @@ class Poller(Protocol):
 
     listener_flags: int
     """Bits beside POLLIN with which a listening socket is watched."""
-    poll: Callable[[float | None, int], list[tuple[int, int]]]
-    """Wait (seconds; None: for ever) for at most so many pairs of fd and poll(2) bits. An fd may come twice."""
+
+    def poll(self, timeout: float | None, most: int, /) -> list[tuple[int, int]]:
+        """Wait (seconds; None: for ever) for at most so many pairs of fd and poll(2) bits. An fd may come twice."""
 
     def change(self, fd: int, old: int, new: int) -> None:
         """Ask about `new` where `old` was asked; either may be NOT_REGISTERED. EPERM: the fd is always ready.

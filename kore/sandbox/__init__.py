@@ -1,1 +1,1 @@
-"""The sandbox: rights that a process gives away, once, in order, before the application's code serves anybody."""
+"""What a process of the server gives up before it serves: each layer is a file, and confinement.py has their order."""

@@ -191,7 +191,7 @@ def restrict_self(rules: Rules, *, strict: bool = False, version: int | None = N
             for path in paths:
                 refusal = _add_path(ruleset, path, rights & files)
                 if refusal and strict:
-                    raise SandboxError(f"Landlock: {refusal}")
+                    raise SandboxError("Landlock", refusal)
                 if refusal:
                     told.append(f"Landlock: {refusal}; it is out of reach")
         _add_ports(ruleset, CONNECT_TCP & network, rules.connect_ports)
@@ -209,14 +209,14 @@ def _step(name: str, number: int, *arguments: object) -> int:
         return _call(number, *arguments)
     except OSError as error:
         hint = ": a process can be restricted sixteen times (landlock(7))" if error.errno == errno.E2BIG else ""
-        raise SandboxError(f"Landlock: {name}: {error.strerror} (errno {error.errno}){hint}") from error
+        raise SandboxError(f"Landlock: {name}", f"{error.strerror} (errno {error.errno}){hint}") from error
 
 
 def _no_new_privs() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     zero = ctypes.c_ulong(0)
     if libc.prctl(ctypes.c_int(PR_SET_NO_NEW_PRIVS), ctypes.c_ulong(1), zero, zero, zero) != 0:
-        raise SandboxError(f"Landlock: prctl(PR_SET_NO_NEW_PRIVS): {os.strerror(ctypes.get_errno())}")
+        raise SandboxError("Landlock: prctl(PR_SET_NO_NEW_PRIVS)", os.strerror(ctypes.get_errno()))
 
 
 def _add_path(ruleset: int, path: str, rights: int) -> str | None:

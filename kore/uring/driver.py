@@ -14,8 +14,9 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from kore.driver import DataResult, MessageResult, Result, StreamOwner
+from kore.driver import Child, DataResult, MessageResult, Result, StreamOwner
 from kore.errors import EngineError
+from kore.readiness.pidfd import PidfdChild
 from kore.uring.buffers import Buffers
 from kore.uring.operations import (
     BYTES_OFFSET,
@@ -471,6 +472,10 @@ class UringDriver:
         operation = UringOperation(self, callback, data)
         self.push(IORING_OP_WRITE, 0, 0, fd, EVERYWHERE, _address(data), len(data), 0, operation.key)
         return operation
+
+    def child(self, pid: int, callback: Result) -> Child:
+        """See kore.driver.Driver."""
+        return PidfdChild(self, pid, callback)
 
     def splice(self, fd_in: int, offset_in: int, fd_out: int, length: int, callback: Result) -> SpliceOperation:
         """See kore.driver.Driver."""

@@ -52,11 +52,10 @@ async def connect(info: ConnectionInfo, connection_class: type[Any] | None = Non
             connection = await _connect(info, host, wanted, connection_class)
         except TimeoutError:
             reason = f"no answer within {info.connect_seconds:g} s"
-        except failures() as error:
+        except Exception as error:  # noqa: BLE001 (whatever it was, the next host has its chance, and who waits hears of it)
             found = from_exception(error)
             reason, sqlstate = str(found), found.sqlstate or sqlstate
         else:
-            _keep_alive(info, connection._transport.get_extra_info("socket"))
             return connection
         text = f"{host.host}:{host.port}: {reason}"
         if text not in reasons:
@@ -67,7 +66,7 @@ async def connect(info: ConnectionInfo, connection_class: type[Any] | None = Non
 async def _connect(info: ConnectionInfo, host: Host, wanted: str, connection_class: type[Any] | None) -> Any:
     asyncpg = driver()
     async with asyncio.timeout(info.connect_seconds):
-        return await asyncpg.connect(
+        connection = await asyncpg.connect(
             dsn=info.tls,
             host=[host.host],
             port=[host.port],
@@ -80,21 +79,28 @@ async def _connect(info: ConnectionInfo, host: Host, wanted: str, connection_cla
             target_session_attrs=wanted,
             connection_class=connection_class or asyncpg.Connection,
         )
+    try:
+        _keep_alive(info, connection._transport.get_extra_info("socket"))
+    except Exception:
+        connection.terminate()
+        raise
+    return connection
 
 
 def _keep_alive(info: ConnectionInfo, sock: Any) -> None:
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
     options = (
-        ("keepalives_idle", socket.TCP_KEEPIDLE),
-        ("keepalives_interval", socket.TCP_KEEPINTVL),
-        ("keepalives_count", socket.TCP_KEEPCNT),
-        ("tcp_user_timeout", socket.TCP_USER_TIMEOUT),
+        ("keepalives_idle", "TCP_KEEPIDLE"),
+        ("keepalives_interval", "TCP_KEEPINTVL"),
+        ("keepalives_count", "TCP_KEEPCNT"),
+        ("tcp_user_timeout", "TCP_USER_TIMEOUT"),
     )
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, info.keepalive["keepalives"])
     for name, option in options:
-        if name in info.keepalive:
-            sock.setsockopt(socket.IPPROTO_TCP, option, info.keepalive[name])
+        # As in libpq, an option that the system has not is ignored.
+        if name in info.keepalive and hasattr(socket, option):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), info.keepalive[name])
 
 
 async def request_cancel(connection: Any) -> None:

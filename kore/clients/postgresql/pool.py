@@ -19,11 +19,15 @@ from typing import Any
 
 from kore.clients.postgresql.connecting import CANCEL_SECONDS_MAX, connect, driver, failures, request_cancel
 from kore.clients.postgresql.conninfo import ConnectionInfo
-from kore.clients.postgresql.errors import DatabaseError, from_exception
+from kore.clients.postgresql.errors import DatabaseError
 from kore.clients.postgresql.session import IDLE, Query, Session
 
 TIDY_SECONDS_MAX = 10.0
 """How long a rollback, and the reset of a session, may take; then the connection ends."""
+
+CANCEL_AGAIN_SECONDS = 0.25
+"""When a request to cancel is repeated: it travels on a connection of its own, and one that overtakes its query on a
+busy server finds nothing to cancel, and the query would run on."""
 
 CLOSE_SECONDS_MAX = 0.8
 """How long the end of the loop may wait for running queries to be cancelled; a worker has a second in all."""
@@ -56,7 +60,9 @@ class Pool:
         self.sessions: set[Session] = set()
         self.idle: list[Session] = []
         """The one used last is used first: others may be lost to a server's idle timeout without anybody waiting."""
-        self.connecting = 0
+        self._attempts: list[int] = []
+        """To open a connection: of each, the last query that waited when it began."""
+        self._disappointed = 0  # the last query whose own attempt has failed
         self.closed = False
         self._info = info
         self._conn_max = conn_max  # 0: no limit
@@ -87,7 +93,7 @@ class Pool:
         self._number = query.number = self._number + 1
         self.waiting.append(query)
         self._grow()
-        if len(self.waiting) - self.connecting > self._queue_max:
+        if len(self.waiting) - len(self._attempts) > self._queue_max:
             self.waiting.pop()
             raise DatabaseError(
                 f"{len(self.waiting)} queries wait for {len(self.sessions)} connections already "
@@ -115,7 +121,13 @@ class Pool:
     def give_back(self, session: Session) -> None:
         """Whoever held `session` is done with it, or dead."""
         session.held = False
-        if session.settling is None and not session.gone:
+        if session.settling is not None or session.gone:
+            return
+        if session.query is not None:  # of a task that outlives the transaction it was in
+            self._settle_by(session, partial(self._cancel, session, session.query.future))
+        elif session.lent:
+            session.abort()
+        else:
             self.released(session)
 
     # What sessions tell.
@@ -148,35 +160,36 @@ class Pool:
 
     def _grow(self) -> None:
         """Open another connection if somebody waits that no attempt is being made for."""
-        while len(self.waiting) > self.connecting and (
-            not self._conn_max or len(self.sessions) + self.connecting < self._conn_max
+        while len(self.waiting) > len(self._attempts) and (
+            not self._conn_max or len(self.sessions) + len(self._attempts) < self._conn_max
         ):
-            self.connecting += 1
-            self._spawn(self._connect())
+            self._attempts.append(self._number)
+            self._spawn(self._connect(self._number))
 
-    async def _connect(self) -> None:
-        newest = self._number
+    async def _connect(self, newest: int) -> None:
         try:
             connection = await connect(self._info)
         except DatabaseError as error:
             self._not_connected(error, newest)
             return
-        except Exception as error:  # noqa: BLE001 (whatever it was, those that wait have to hear of it)
-            self._not_connected(from_exception(error), newest)
-            return
         except BaseException:
-            self.connecting -= 1
+            self._attempts.remove(newest)
             raise
-        self.connecting -= 1
+        self._attempts.remove(newest)
         session = Session(connection, self)
         self.sessions.add(session)
         self.released(session)
 
     def _not_connected(self, error: DatabaseError, newest: int) -> None:
-        """An attempt failed that began when `newest` was the last to wait: without a connection it was their chance."""
-        self.connecting -= 1
-        if not self.sessions:
-            self._fail(error, newest)
+        """An attempt failed that began when `newest` was the last to wait.
+
+        Without a connection it was the chance of who waited then, but for other attempts as old: on a server that is
+        nearly full some of a burst succeed. Younger ones do not count, or there might always be one.
+        """
+        self._attempts.remove(newest)
+        self._disappointed = max(self._disappointed, newest)
+        if not self.sessions and not any(began <= self._disappointed for began in self._attempts):
+            self._fail(error, self._disappointed)
             self._grow()
 
     def _fail(self, error: DatabaseError, newest: int) -> None:
@@ -229,14 +242,15 @@ class Pool:
 
     async def _cancel(self, session: Session, answer: asyncio.Future[Any]) -> None:
         await request_cancel(session.connection)
-        with suppress(DatabaseError):
-            await answer
+        while not (await asyncio.wait([answer], timeout=CANCEL_AGAIN_SECONDS))[0]:
+            await request_cancel(session.connection)
 
     async def _cancel_lent(self, session: Session, text: str) -> None:
         # asyncpg sends the request by itself, and waits for its end before it runs anything else.
         with suppress(driver().PostgresError):
             await session.connection.execute("SELECT 1")
-        session.take_back(text)
+        with suppress(DatabaseError):  # it is over then
+            session.take_back(text)
 
     async def _tidy(self, session: Session) -> None:
         """End the transaction that a query left, and undo what it did to the session."""
@@ -245,6 +259,7 @@ class Pool:
                 if session.status != IDLE:
                     await session.ask("ROLLBACK")
                 if session.touched:
+                    session.forget_statements()  # or they would be closed one by one
                     await session.ask("DISCARD ALL")
                     session.forget_statements()
         except (DatabaseError, TimeoutError):
@@ -260,7 +275,11 @@ class Pool:
         """Cancel what runs and close all connections, within CLOSE_SECONDS_MAX. Called at the end of the loop."""
         self.closed = True
         self._fail(DatabaseError("the event loop ends"), self._number)
-        running = [request_cancel(session.connection) for session in self.sessions if session.busy]
+        running = [
+            request_cancel(session.connection) if session.query is None
+            else self._cancel(session, session.query.future)
+            for session in self.sessions if session.busy
+        ]
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS_MAX):
                 await asyncio.gather(*running, return_exceptions=True)

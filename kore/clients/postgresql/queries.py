@@ -13,6 +13,7 @@ from kore.clients.postgresql.conninfo import ConnectionInfo, parse
 from kore.clients.postgresql.errors import DatabaseError, from_exception
 from kore.clients.postgresql.pool import Lease, Pool
 from kore.clients.postgresql.session import Query, Session
+from kore.clients.postgresql.texts import first_word, is_blank
 
 Rows = list[dict[str, Any]]
 
@@ -84,13 +85,14 @@ def dbquery(
     With `typed` both are Python values as asyncpg converts them.
 
     The query runs on any connection of the worker. What it leaves of a transaction is rolled back, and what it changed
-    of the session (SET, LISTEN, PREPARE, CREATE TEMP TABLE) is undone, before the next one runs there; not undone are
-    set_config(), advisory locks and SELECT INTO TEMP. Use `kore.dbtransaction` for statements that belong together.
+    of the session (SET, LISTEN, PREPARE, temporary tables, set_config(), advisory locks) is undone, before the next one
+    runs there; not undone is what only a function that it calls does of these. Use `kore.dbtransaction` for statements
+    that belong together.
 
-    At the call: TypeError when `db` or `query` is no str, ValueError for a NUL in them, RuntimeError for `params`,
-    `binary` or `typed` of another type. At the await: RuntimeError (DatabaseError, with `sqlstate`) for what the
-    server says, when it cannot be reached, and when pgsql_queue_limit queries wait. A coroutine that is cancelled or
-    killed has its query cancelled on the server. Source: kore-api.md 14.2.
+    At the call: TypeError when `db` or `query` is no str, ValueError for a NUL or a lone surrogate in them,
+    RuntimeError for `params`, `binary` or `typed` of another type. At the await: RuntimeError (DatabaseError, with
+    `sqlstate`) for what the server says, when it cannot be reached, and when pgsql_queue_limit queries wait. A
+    coroutine that is cancelled or killed has its query cancelled on the server. Source: kore-api.md 14.2.
     """
     check_text("dbquery", db, query)
     check_typed("dbquery", typed)
@@ -101,13 +103,17 @@ def dbquery(
 
 def check_text(what: str, db: str, query: str) -> None:
     """Raise TypeError or ValueError for a name or a query that can be none."""
-    if type(query) is str and type(db) is str and "\0" not in query:
+    if type(query) is str and type(db) is str and "\0" not in query and query.isascii():
         return
     for name, value in (("database's name", db), ("query", query)):
         if not isinstance(value, str):
             raise TypeError(f"{what}: the {name} is a str, not {type(value).__name__}")
         if "\0" in value:
             raise ValueError(f"{what}: the {name} has a NUL in it")
+    try:
+        query.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{what}: the query cannot be sent as UTF-8: {error.reason}") from None
 
 
 def check_typed(what: str, typed: object) -> None:
@@ -201,12 +207,19 @@ async def fetch_typed(pool: Pool, session: Session, text: str, params: Sequence[
         raise DatabaseError("connection lost")
     if session.busy:
         raise DatabaseError("another query runs on this connection; await it first")
+    if is_blank(text):
+        raise DatabaseError("the query is empty")
+    if not params and first_word(text) == "COPY":  # asyncpg would wait for ever for the answer to COPY FROM STDIN
+        return await session.ask(text, wire.NO_VALUES)
     connection = session.lend()
     try:
         records = await connection.fetch(text, *params)
     except failures() as error:
         session.take_back(text, failed=isinstance(error, driver().PostgresError))
         raise from_exception(error) from None
+    except Exception as error:  # a value that Python's type cannot hold: a date BC
+        pool.abandon_lent(session, text)
+        raise DatabaseError(f"asyncpg: {type(error).__name__}: {error}") from error
     except BaseException:
         pool.abandon_lent(session, text)
         raise

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from kore.clients.postgresql import wire
 from kore.clients.postgresql.errors import DatabaseError, from_server
+from kore.clients.postgresql.texts import first_word, may_change_session
 
 IDLE = ord("I")
 OPEN = ord("T")
@@ -36,7 +37,7 @@ _HARMLESS = frozenset({
     b"SHO", b"EXP", b"COP", b"LOC", b"NOT",
 })  # fmt: skip
 
-_HARMLESS_WORDS = _HARMLESS | {b"WIT", b"VAL", b"TAB", b"ABO", b"END"}
+_HARMLESS_WORDS = frozenset({tag.decode() for tag in _HARMLESS} | {"WIT", "VAL", "TAB", "ABO", "END"})
 """The same of statements: WITH, VALUES, TABLE, ABORT and END have other tags."""
 
 _STALE = frozenset({
@@ -151,6 +152,9 @@ class Session(asyncio.Protocol):
 
     def _run_new(self, query: Query, statement: _Statement | None) -> None:
         """Run what is not prepared yet, and close what was to be closed."""
+        if may_change_session(query.text):
+            self._touch()
+            statement = None
         out = [wire.close_statement(name) for name in self._closing]
         self._closing.clear()
         text = query.text.encode()
@@ -190,8 +194,19 @@ class Session(asyncio.Protocol):
                 oldest = next(iter(self._statements))
                 self._closing.append(self._statements.pop(oldest).name)
 
+    def _touch(self) -> None:
+        """A statement may have changed the session, or a table: the next may mean something else than when prepared.
+
+        Outside a transaction the session is reset before anything else runs. Inside, a statement whose plan does not
+        fit any more could not be tried again: its error would end the transaction.
+        """
+        self.touched = True
+        self._closing += [statement.name for statement in self._statements.values()]
+        self._statements.clear()
+        self.connection._drop_local_statement_cache()
+
     def forget_statements(self) -> None:
-        """The server has forgotten all prepared statements (DISCARD ALL)."""
+        """The server has forgotten all prepared statements, or is about to (DISCARD ALL)."""
         self._statements.clear()
         self._closing.clear()
         self.connection._drop_local_statement_cache()
@@ -243,7 +258,7 @@ class Session(asyncio.Protocol):
                 self._bound = True
             elif kind == wire.COMMAND_COMPLETE:
                 if data[position + 5 : position + 8] not in _HARMLESS:
-                    self.touched = True
+                    self._touch()
             elif kind not in _IGNORED:
                 self._message(kind, data, position + 5, after)
             position = after
@@ -297,7 +312,7 @@ class Session(asyncio.Protocol):
             name, value = data[position : end - 1].split(b"\0", 1)
             if name == b"client_encoding" and value != b"UTF8":
                 # Told after the rows, which may have been no UTF-8 either: this is why.
-                self._error = DatabaseError(f"client_encoding is {value.decode()}, must be UTF8: connection given up")
+                self._error = _wrong_encoding(value.decode())
                 self.abort()
 
     def _keep(self, data: bytes, position: int) -> None:
@@ -396,19 +411,27 @@ class Session(asyncio.Protocol):
         return self.connection
 
     def take_back(self, text: str, *, failed: bool = False) -> None:
-        """asyncpg has no query under way any more; it ran `text`, which the server refused if `failed`."""
+        """asyncpg has no query under way any more; it ran `text`, which the server refused if `failed`.
+
+        Raises DatabaseError, with the connection given up, when the query changed the encoding.
+        """
         self._transport.set_protocol(self)
         self.lent = False
         if self.connection.is_closed():
             self.connection_lost(None)  # asyncpg's protocol heard of it
             return
+        encoding = self.connection.get_settings().client_encoding
+        if encoding != "UTF8":  # asyncpg would not hear of its reset, and read on in this one
+            self._transport.abort()
+            self.connection_lost(None)
+            raise _wrong_encoding(encoding)
         # asyncpg tells whether there is a transaction, but not whether it failed, and no command tag.
         if not self._asyncpg.is_in_transaction():
             self.status = IDLE
         else:
             self.status = FAILED if failed else OPEN
-        if text.lstrip("( \t\r\n")[:3].upper().encode() not in _HARMLESS_WORDS:
-            self.touched = True
+        if first_word(text)[:3] not in _HARMLESS_WORDS or may_change_session(text):
+            self._touch()
 
     def close(self) -> None:
         """Say goodbye to the server and close."""
@@ -426,3 +449,7 @@ class Session(asyncio.Protocol):
         self._transport.abort()
         if self.connection.is_closed():
             self.connection_lost(None)  # asyncpg's protocol heard of it
+
+
+def _wrong_encoding(name: str) -> DatabaseError:
+    return DatabaseError(f"client_encoding is {name}, must be UTF8: connection given up")

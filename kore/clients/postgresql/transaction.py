@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from kore.clients.postgresql.errors import DatabaseError
-from kore.clients.postgresql.pool import Pool
+from kore.clients.postgresql.pool import TIDY_SECONDS_MAX, Pool
 from kore.clients.postgresql.queries import (
     Rows,
     check_text,
@@ -70,8 +70,9 @@ class _Held:
                     raise DatabaseError(f"database {self.db!r}: rolled back: a query of the transaction failed")
                 await self.ask("COMMIT")
             elif issubclass(exc_type, Exception):
-                with suppress(DatabaseError):  # the exception that leaves the block tells more
-                    await self.ask("ROLLBACK")
+                with suppress(DatabaseError, TimeoutError):  # the exception that leaves the block tells more
+                    async with asyncio.timeout(TIDY_SECONDS_MAX):
+                        await self.ask("ROLLBACK")
         finally:
             self.over = True
             self.pool.give_back(self.session)
@@ -162,8 +163,9 @@ class Savepoint:
             raise DatabaseError(f"database {held.db!r}: rolled back to the savepoint: a query after it failed")
         # A coroutine that is killed may not wait: the whole transaction ends with it. One that is cancelled may.
         if issubclass(exc_type, Exception | asyncio.CancelledError):
-            with suppress(DatabaseError):
-                await self._go_back()
+            with suppress(DatabaseError, TimeoutError):
+                async with asyncio.timeout(TIDY_SECONDS_MAX):
+                    await self._go_back()
 
     async def _go_back(self) -> None:
         if self._held.session.status != IDLE:

@@ -119,7 +119,7 @@ class HttpExchange(Exchange):
         if kind == "http.response.body":
             body = message.get("body", b"")
             if type(body) is not bytes:
-                body = bytes(body)
+                body = bytes(memoryview(body))  # of a number, bytes() would make so many zeros
             more = message.get("more_body", False)
             if self.start is None:
                 raise RuntimeError("http.response.body came before http.response.start")
@@ -309,8 +309,13 @@ class HttpExchange(Exchange):
         if not stat.S_ISREG(found.st_mode):
             os.close(fd)
             raise OSError(f"http.response.pathsend: {path!r} is not a regular file")
-        pipes = self.mount.pipes
-        send_file(self.request, self.start["status"], tuple(fields), [(0, found.st_size)], fd, pipes)
+        status = self.start["status"]
+        if has_no_body(status):
+            os.close(fd)
+            self._whole_response(b"")
+            return
+        send_file(self.request, status, tuple(fields), [(0, found.st_size)], fd, self.mount.pipes)
+        self.wake()  # it may have been answered already: by its head alone
 
     def _hint(self, links: Any) -> None:
         """103 (Early Hints), RFC 8297."""

@@ -36,6 +36,7 @@ class Lifespan:
         self.state: dict[str, Any] = {}
         self.asked = False  # the application takes part
         self.started = False
+        self.stopping = False
         self.error: BaseException | None = None  # it has ended with
         self.failure: str | None = None  # it has said
         self.messages: asyncio.Queue[str] = asyncio.Queue(2)  # startup and shutdown
@@ -62,6 +63,7 @@ class Lifespan:
         if not self.started:
             self.task.cancel()
             return
+        self.stopping = True
         await self._ask("shutdown", None)
         if self.failure is not None:
             self.log(LOG_ERR, f"ASGI application {self.name}: shutdown failed: {self.failure}")
@@ -84,6 +86,8 @@ class Lifespan:
             await self.mounts[0].app(scope, self._receive, self._send)
         except Exception as error:  # noqa: BLE001 - what it means depends on when it comes
             self.error = error
+            if self.started and self.asked and not self.stopping:
+                report_exception("lifespan", error)  # nobody waits for it now
 
     async def _receive(self) -> Message:
         self.asked = True

@@ -1,0 +1,53 @@
+"""From what an application declared to the filter of a worker: which features it has, and who hears of deadly calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kore import reactor
+from kore.application.loading import Hooks
+from kore.application.plan import Plan
+from kore.process.channel import Channel, Kind
+from kore.sandbox import seccomp
+from kore.sandbox.confinement import Confinement
+from kore.sandbox.policy import Features
+from kore.sandbox.seccomp import Seccomp
+
+HOOK_LABEL = "koreapp.seccomp"
+
+LISTENER_SECONDS_MAX = 5.0
+"""For the parent to make room for the listener: it does nothing that takes longer."""
+
+
+def features_of(confinement: Confinement, plan: Plan, engine: str) -> Features:
+    """What the workers of `plan` do on `engine`, within what they may."""
+    return Features(
+        engine=engine,
+        files=any(domain.filemaps for domain in plan.domains),
+        write=bool(confinement.write),
+        connect=confinement.connects,
+        resolver=confinement.names,
+    )
+
+
+def to_parent(channel: Channel, fd: int) -> bool:
+    """Hand the listener to the parent, who answers for deadly calls; False when it cannot be had to take it."""
+    if channel.send_fd(Kind.LISTENER, b"", fd):
+        return True
+    channel.wait_for_room(LISTENER_SECONDS_MAX)  # the hook may have logged more than the channel holds
+    return channel.send_fd(Kind.LISTENER, b"", fd)
+
+
+def put_on(hooks: Hooks, features: Features, send_listener: Callable[[int], bool], *, tracing: bool) -> None:
+    """Ask the application and put the filter on this worker; seccomp.confine() says how. Raises SandboxError."""
+
+    def hook(rules: Seccomp) -> None:
+        for function, arguments in ((hooks.kore_seccomp_hook, ()), (hooks.seccomp, (rules,))):
+            if function is None:
+                continue
+            try:
+                function(*arguments)
+            except Exception as error:  # noqa: BLE001 (the matrix of section 4: the rules so far hold, the start goes on)
+                reactor.report_exception(HOOK_LABEL, error)
+
+    seccomp.confine(hook, features, tracing, send_listener)
