@@ -67,10 +67,12 @@ def serving(
         words = [str(app), str(port), str(workers), *arguments]
         if journal:
             words.append(str(Path(folder) / "journal"))
+        # What examines a worker reads its /proc, which is not for workers that are confined.
+        environment = {"KORE_IO": io, "KORE_SANDBOX": "no"}
         if prefix:
-            program = start.command(*prefix, sys.executable, "-m", "kore", *words, environment={"KORE_IO": io})
+            program = start.command(*prefix, sys.executable, "-m", "kore", *words, environment=environment)
         else:
-            program = start.kore(*words, environment={"KORE_IO": io})
+            program = start.kore(*words, environment=environment)
         program.wait_for(READY)
         yield Server(program, port)
 
