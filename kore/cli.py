@@ -1,8 +1,9 @@
 """The command ``kore [options] app.py [arguments]``: what the options mean, and nothing of what they cause.
 
 Options end at the first word that is none: what follows the application belongs to it, dashes and all. An option
-overrules the application's settings. The floors above the standard library are imported when something is served,
-so that -h and -v answer at once.
+overrules the application's settings. A first word that names a command (trace) is that and no application; a package
+of such a name is given as ./trace. The floors above the standard library are imported when something is served, so
+that -h and -v answer at once.
 """
 
 from __future__ import annotations
@@ -16,6 +17,12 @@ from kore.version import __version__
 USAGE = """\
 usage: kore [options] app.py [arguments]
        kore [options] package/ [arguments]
+       kore trace [options] [--learn] [--output FILE] app.py [arguments]
+
+commands:
+  trace      run the application and tell, once for each of its lines, of every system call that the sandbox forbids,
+             with the statement that allows it; nothing is refused meanwhile. With --learn, which may follow the
+             application as well, the seccomp hook that it needs is printed at the end, and written to FILE
 
 options:
   -c FILE    read a configuration file (not in this version)
@@ -38,8 +45,12 @@ EXIT_USAGE = 1
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with `argv` (without the program's name; None: that of this process); the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    tracing = words[:1] == ["trace"]
+    if tracing:
+        del words[0]
+    known = ["check", "help", "version", *(["learn", "output="] if tracing else [])]
     try:
-        found, rest = getopt.getopt(words, "c:dfhnqrv", ["check", "help", "version"])
+        found, rest = getopt.getopt(words, "c:dfhnqrv", known)
     except getopt.GetoptError as error:
         return _misused(str(error))
     given = dict(found)
@@ -55,6 +66,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _misused("-d and -f contradict each other")
     if not rest:
         return _misused("no application given")
+    if tracing:
+        return _trace(given, rest)
+    return _start(given, rest)
+
+
+def _trace(given: dict[str, str], rest: list[str]) -> int:
+    """The command trace: an application that runs in the foreground, whatever the deployment."""
+    if "-d" in given:
+        return _misused("-d: trace runs in the foreground")
+    given = {"-f": "", "--trace": ""} | given
+    if rest[1:2] == ["--learn"]:
+        del rest[1]
+        given["--learn"] = ""
+    if "--output" in given:
+        given["--learn"] = ""
     return _start(given, rest)
 
 
@@ -78,6 +104,9 @@ def _start(given: dict[str, str], rest: list[str]) -> int:
         switch_user=False if "-r" in given else None,
         quiet="-q" in given,
         check="--check" in given,
+        trace="--trace" in given,
+        learn="--learn" in given,
+        output=given.get("--output"),
     )
     path, *arguments = rest
     try:

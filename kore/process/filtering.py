@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 
 from kore import reactor
 from kore.application.plan import Plan
-from kore.process.channel import Channel, Kind
+from kore.process.channel import Kind
+from kore.process.parent import WorkerPlace
 from kore.sandbox import seccomp
 from kore.sandbox.policy import Features
 from kore.sandbox.seccomp import Seccomp
@@ -34,8 +36,15 @@ def features_of(plan: Plan, engine: str) -> Features:
     )
 
 
-def put_on(plan: Plan, features: Features, channel: Channel) -> None:
-    """Ask the application and put the filter on this worker. Raises SandboxError."""
+def put_on(plan: Plan, features: Features, place: WorkerPlace, stack_signal: int | None) -> None:
+    """Ask the application and put the filter on this worker. Raises SandboxError.
+
+    With a `stack_signal` the tracer sends it to a thread of which it wants to know the stack.
+    """
+    channel = place.channel
+    if stack_signal is not None and place.stacks is not None:
+        # SA_RESTART is what faulthandler sets when it calls no former handler.
+        faulthandler.register(stack_signal, file=place.stacks, all_threads=False, chain=False)
 
     def send(fd: int) -> bool:
         if channel.send_fd(Kind.LISTENER, b"", fd):
@@ -55,6 +64,6 @@ def put_on(plan: Plan, features: Features, channel: Channel) -> None:
     seccomp.confine(hook, features, plan.settings.seccomp_tracing, send)
 
 
-def wanted() -> bool:
-    """Whether this server's workers get a filter."""
-    return os.environ.get("KORE_SANDBOX") == "yes"
+def wanted(plan: Plan) -> bool:
+    """Whether the workers of `plan` get a filter: tracing needs one in every deployment."""
+    return os.environ.get("KORE_SANDBOX") == "yes" or plan.settings.seccomp_tracing

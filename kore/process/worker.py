@@ -63,6 +63,8 @@ class WorkerOrders:
     """The CPUs to be shared out; empty: no affinity."""
     drain_seconds: float
     foreground: bool
+    stack_signal: int | None
+    """The signal by which a tracer asks a thread for its stack; None: there is no tracer."""
 
 
 def run(orders: WorkerOrders, place: WorkerPlace) -> int:
@@ -79,9 +81,10 @@ def run(orders: WorkerOrders, place: WorkerPlace) -> int:
     except EngineError as error:
         role.role.log(LOG_ERR, f"no {orders.engine} engine: {error}")
         return 1
-    if filtering.wanted():
+    if filtering.wanted(orders.plan):
+        features = filtering.features_of(orders.plan, orders.engine)
         try:
-            filtering.put_on(orders.plan, filtering.features_of(orders.plan, orders.engine), place.channel)
+            filtering.put_on(orders.plan, features, place, orders.stack_signal)
         except SandboxError as error:
             role.role.fatalx(str(error))
     loop = reactor.Loop(driver)
