@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import os
+import platform
 import re
 import signal
+import socket
 from pathlib import Path
 
 import pytest
 
-from tests.support import children, http_get, pids_of, skip_unless, starter, wait_until
+from tests.support import SECONDS, children, http_get, pids_of, skip_unless, starter, wait_until
 
 pytest.importorskip("pyseccomp")
 
@@ -204,6 +206,28 @@ result = os.waitpid(pid, 0) == (pid, 9)
     stop(program)
 
 
+BODIES = """
+@kore.route("/put", domain=home, methods=["put"])
+def put(req):
+    assert req.body_path is not None, "it is in a file"
+    req.response(200, str(len(req.body)).encode())
+"""
+
+
+def test_files_are_served_and_bodies_kept_in_files(start, tmp_path):
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "page.html").write_text("x" * 100_000)
+    text = BODIES + "home.filemaps({'/files/': 'files'})\n"
+    program = start(text, options="kore.config.http_body_disk_offload = 1000", workers=1)
+    assert body(program, "/files/page.html") == "x" * 100_000
+    with socket.create_connection(program.address, timeout=SECONDS) as client:
+        client.sendall(b"PUT /put HTTP/1.1\r\nHost: x\r\nContent-Length: 50000\r\nConnection: close\r\n\r\n")
+        client.sendall(b"y" * 50_000)
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    assert answer.endswith(b"\r\n\r\n50000")
+    stop(program)
+
+
 FORGERIES = {
     "a pipe": "channel.send_fd(Kind.LISTENER, b'', os.pipe()[0])",
     "nothing": "channel.send(Kind.LISTENER)",
@@ -248,3 +272,50 @@ time.sleep(30)
     assert body(program) == ""
     program.wait_for(r"worker 1 \(pid \d+\) is killed: it sent a descriptor with a LISTENER")
     stop(program)
+
+
+WAITS = """
+import select, threading
+ends = os.pipe()
+found = []
+
+def wait():
+    poller = select.poll()
+    poller.register(ends[0], select.POLLIN)
+    found.append(threading.get_native_id())
+    try:
+        found.append(poller.poll(60_000) == [(ends[0], select.POLLIN)])
+    except OSError as error:
+        found.append(error.errno)
+
+@kore.route("/begin", domain=home, methods=["get"])
+def begin(req):
+    global thread
+    thread = threading.Thread(target=wait)
+    thread.start()
+    while not found:
+        pass
+    req.response(200, b"%d" % found[0])
+
+@kore.route("/end", domain=home, methods=["get"])
+def end(req):
+    os.write(ends[1], b"x")
+    thread.join()
+    req.response(200, repr(found[1]).encode())
+"""
+WITHOUT = "class koreapp:\n    @staticmethod\n    def seccomp(s):\n        s.deny('restart_syscall', errno=38)\n"
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="reads the number of poll(2) on x86-64")
+@pytest.mark.parametrize(("rules", "goes_on"), [("", True), (WITHOUT, False)], ids=["with", "without"])
+def test_a_wait_that_is_stopped_goes_on_by_a_call_of_its_own(start, rules, goes_on):
+    """Restart_syscall(2): nobody writes it, the kernel makes it. Without it SIGCONT breaks waits."""
+    program = start(rules + WAITS, workers=1)
+    (pid,) = pids_of(program)
+    thread = int(body(program, "/begin"))
+    now = Path(f"/proc/{pid}/task/{thread}/syscall")
+    wait_until(lambda: now.read_text().startswith("7 "), "the thread waits in poll")
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: status(pid, "State") == "T", "it is stopped")
+    os.kill(pid, signal.SIGCONT)
+    assert (body(program, "/end") == "True") is goes_on

@@ -217,8 +217,12 @@ ATTACKS = {
         call("setsockopt", 0, 6, 31, b"tls", 3)
         call("setsockopt", 0, 0, 64, 0, 0)
         call("setsockopt", 0, 263, 1, 0, 0)
+        call("setsockopt", 0, 41, 64, 0, 0)
         call("setsockopt", 0, 1, 2, 0, 4)
-        """, ["EPERM"] * 5 + ["ENOPROTOOPT"] * 2 + ["ENOTSOCK"]),
+        call("setsockopt", 0, 0, 11, 0, 4)
+        call("setsockopt", 0, 41, 25, 0, 4)
+        call("setsockopt", 0, 41, 26, 0, 4)
+        """, ["EPERM"] * 5 + ["ENOPROTOOPT"] * 3 + ["ENOTSOCK"] * 4),
 }  # fmt: skip
 
 LIBC_ADDRESS = "libc_address = ctypes.cast(libc.getpid, ctypes.c_void_p).value & ~4095"

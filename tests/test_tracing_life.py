@@ -173,8 +173,8 @@ def test_a_stopped_worker_is_no_dead_one(start):
     """The end waits for it, kills it in the end, and is told by its real status."""
     program = start(QUICK, workers=2)
     first, second = pids_of(program)
-    os.kill(first, signal.SIGSTOP)
     assert body(program) == "-1"
+    os.kill(first, signal.SIGSTOP)
     program.signal(signal.SIGTERM)
     program.wait_for(rf"worker 1 \(pid {first}\) did not end in time and is killed")
     assert program.wait() == 0

@@ -5,10 +5,12 @@ from __future__ import annotations
 import faulthandler
 import os
 import sys
+from collections.abc import Callable
 
 from kore import reactor
+from kore.application.loading import Hooks
 from kore.application.plan import Plan
-from kore.process.channel import Kind
+from kore.process.channel import Channel, Kind
 from kore.process.parent import WorkerPlace
 from kore.sandbox import seccomp
 from kore.sandbox.policy import Features
@@ -36,24 +38,28 @@ def features_of(plan: Plan, engine: str) -> Features:
     )
 
 
-def put_on(plan: Plan, features: Features, place: WorkerPlace, stack_signal: int | None) -> None:
-    """Ask the application and put the filter on this worker. Raises SandboxError.
+def to_parent(channel: Channel, fd: int) -> bool:
+    """Hand the listener to the parent, who answers for deadly calls; False when it cannot be had to take it."""
+    if channel.send_fd(Kind.LISTENER, b"", fd):
+        return True
+    channel.wait_for_room(LISTENER_SECONDS_MAX)  # the hook may have logged more than the channel holds
+    return channel.send_fd(Kind.LISTENER, b"", fd)
 
-    With a `stack_signal` the tracer sends it to a thread of which it wants to know the stack.
+
+def write_stacks(place: WorkerPlace, number: int) -> None:
+    """Have each thread write its stack for the tracer when it gets signal `number`. Called before the filter is on.
+
+    A call that the signal interrupts is made again: faulthandler sets SA_RESTART where it calls no former handler.
     """
-    channel = place.channel
-    if stack_signal is not None and place.stacks is not None:
-        # SA_RESTART is what faulthandler sets when it calls no former handler.
-        faulthandler.register(stack_signal, file=place.stacks, all_threads=False, chain=False)
+    if place.stacks is not None:
+        faulthandler.register(number, file=place.stacks, all_threads=False, chain=False)
 
-    def send(fd: int) -> bool:
-        if channel.send_fd(Kind.LISTENER, b"", fd):
-            return True
-        channel.wait_for_room(LISTENER_SECONDS_MAX)  # the hook may have logged more than it takes
-        return channel.send_fd(Kind.LISTENER, b"", fd)
+
+def put_on(hooks: Hooks, features: Features, send_listener: Callable[[int], bool], *, tracing: bool) -> None:
+    """Ask the application and put the filter on this worker; seccomp.confine() says how. Raises SandboxError."""
 
     def hook(rules: Seccomp) -> None:
-        for function, arguments in ((plan.hooks.kore_seccomp_hook, ()), (plan.hooks.seccomp, (rules,))):
+        for function, arguments in ((hooks.kore_seccomp_hook, ()), (hooks.seccomp, (rules,))):
             if function is None:
                 continue
             try:
@@ -61,7 +67,7 @@ def put_on(plan: Plan, features: Features, place: WorkerPlace, stack_signal: int
             except Exception as error:  # noqa: BLE001 (the matrix of section 4: the rules so far hold, the start goes on)
                 reactor.report_exception(HOOK_LABEL, error)
 
-    seccomp.confine(hook, features, plan.settings.seccomp_tracing, send)
+    seccomp.confine(hook, features, tracing, send_listener)
 
 
 def wanted(plan: Plan) -> bool:

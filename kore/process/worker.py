@@ -82,9 +82,12 @@ def run(orders: WorkerOrders, place: WorkerPlace) -> int:
         role.role.log(LOG_ERR, f"no {orders.engine} engine: {error}")
         return 1
     if filtering.wanted(orders.plan):
-        features = filtering.features_of(orders.plan, orders.engine)
+        tracing = orders.stack_signal is not None
+        if orders.stack_signal is not None:
+            filtering.write_stacks(place, orders.stack_signal)
         try:
-            filtering.put_on(orders.plan, features, place, orders.stack_signal)
+            features = filtering.features_of(orders.plan, orders.engine)
+            filtering.put_on(orders.plan.hooks, features, partial(filtering.to_parent, place.channel), tracing=tracing)
         except SandboxError as error:
             role.role.fatalx(str(error))
     loop = reactor.Loop(driver)

@@ -158,7 +158,11 @@ FCNTLS: Final = {
 PRCTLS: Final = {15: "PR_SET_NAME: names of threads", 16: "PR_GET_NAME"}
 SOCKET_OPTIONS: Final = {socket.SOL_SOCKET: (26, 50, 51, 52), socket.IPPROTO_TCP: (19, 31)}
 """Levels whose options may be set, but for these: SO_ATTACH_* (programs in the kernel), TCP_REPAIR and TCP_ULP."""
-IPV6_V6ONLY: Final = 26
+FEW_OPTIONS: Final = {
+    socket.IPPROTO_IP: {11: "IP_RECVERR: the resolver hears that nobody is there"},
+    socket.IPPROTO_IPV6: {25: "IPV6_RECVERR: the same", 26: "IPV6_V6ONLY"},
+}
+"""Levels of which only these may be set."""
 
 
 def worker_rules(features: Features, pid: int, *, deadly: int, tracing: bool = False) -> tuple[Rule, ...]:
@@ -278,7 +282,9 @@ def _options() -> Iterator[Rule]:
         for option in unwanted:
             yield Rule("setsockopt", refuse(errno.EPERM), (word_is(1, level), word_is(2, option)))
         yield Rule("setsockopt", ALLOW, (word_is(1, level),))
-    yield Rule("setsockopt", ALLOW, (word_is(1, socket.IPPROTO_IPV6), word_is(2, IPV6_V6ONLY)))
+    for level, wanted in FEW_OPTIONS.items():
+        for option in wanted:
+            yield Rule("setsockopt", ALLOW, (word_is(1, level), word_is(2, option)))
     yield Rule("setsockopt", refuse(errno.ENOPROTOOPT))
 
 

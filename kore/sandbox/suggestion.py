@@ -6,11 +6,10 @@ they are harmless; of those the line allows that argument's value alone. Which a
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Mapping
 from typing import Final
 
-from kore.sandbox.policy import DANGEROUS, DEADLY, IPV6_V6ONLY, SOCKET_OPTIONS
+from kore.sandbox.policy import DANGEROUS, DEADLY, SOCKET_OPTIONS
 from kore.sandbox.rules import WORD
 
 ARGUMENT: Final[Mapping[str, int]] = {
@@ -54,11 +53,9 @@ def is_deadly(call: str) -> bool:
 
 
 def _index(call: str, arguments: tuple[int, ...]) -> int | None:
-    if call != "setsockopt":
-        return ARGUMENT.get(call)
-    level = arguments[1] & WORD
-    known = level in SOCKET_OPTIONS or (level == socket.IPPROTO_IPV6 and arguments[2] & WORD == IPV6_V6ONLY)
-    return 2 if known else 1
+    if call == "setsockopt":  # an option of a level whose others are allowed, or else the level
+        return 2 if arguments[1] & WORD in SOCKET_OPTIONS else 1
+    return ARGUMENT.get(call)
 
 
 def _value(register: int) -> int:
