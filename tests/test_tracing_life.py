@@ -9,6 +9,7 @@ import threading
 
 import pytest
 
+from kore.process.tracer import LOOK_SECONDS_MAX
 from kore.process.tracing import DEATHS_MAX
 from tests.support import alive, children, http_get, pids_of, wait_until
 from tests.tracing_harness import body, descriptors, engine, handler, line_of, start, stop, title, told, tracer_of
@@ -213,6 +214,49 @@ def test_a_thread_that_never_comes_back_from_the_signal_stops_nobody_else(start)
     assert body(program, "/") == "hello"
     stop(program)
     assert len(told(program, 'rmdir("nowhere"), at <unknown>')) == 1
+
+
+LATE = """
+import ctypes, time
+handled = []
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def late(number):
+    handled.append(number)
+    time.sleep(LOOK_SECONDS_MAX + 0.3)
+
+"""
+
+
+def test_a_thread_that_comes_again_too_late_is_not_asked_again(start):
+    text = LATE.replace("LOOK_SECONDS_MAX", str(LOOK_SECONDS_MAX))
+    code = "libc.signal(signal.SIGRTMAX, late)\nresult = libc.rmdir(b'nowhere'), len(handled)"
+    program = start(text + handler(code), workers=1)
+    assert body(program) == "(-1, 1)"
+    stop(program)
+    (line,) = told(program, "rmdir")
+    assert line == 'worker 1: rmdir("nowhere"), at <unknown>; to allow it: s.allow("rmdir")'
+
+
+def test_signals_that_the_server_hears_end_no_call(start):
+    code = """
+kore.log(kore.LOG_INFO, 'long begins')
+for number in range(1500):
+    os.mkdir(f"made-{number}")
+    os.rmdir(f"made-{number}")
+result = len(os.listdir("."))
+"""
+    program = start(handler(code, "/long", "long"), workers=1)
+    (worker,) = pids_of(program)
+    thread, answers = asked(program, "/long")
+    program.wait_for("long begins")
+    for _ in range(200):
+        os.kill(worker, signal.SIGHUP)
+        os.kill(worker, signal.SIGUSR1)
+    thread.join()
+    assert len(answers) == 1
+    assert answers[0].isdigit()
+    stop(program)
 
 
 FLOOD = handler(

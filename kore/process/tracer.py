@@ -137,6 +137,8 @@ class Tracer:
             for traced in list(self._traced.values()):
                 if traced.look is not None and traced.look.deadline <= now:
                     self._expire(traced, traced.look)
+        for traced in self._traced.values():
+            self._end_look(traced)
 
     # The parent's words.
 
@@ -189,8 +191,7 @@ class Tracer:
         elif call.thread != look.call.thread:
             traced.waiting.append(call)  # no more than there are threads
         elif call.number == look.call.number and call.arguments == look.call.arguments:
-            traced.look = None
-            self._tell(look.site, places_of(_read_all(traced.stacks)))
+            self._end_look(traced)
             notification.go_on(traced.listener, call)
             self._go_on(traced)
         else:  # another handler came first, and makes calls of its own
@@ -234,27 +235,27 @@ class Tracer:
 
     def _posted(self, traced: _Traced) -> None:
         """A stack arrives of a thread that has gone on: it is enough when a line of the application is there."""
-        assert traced.look is not None
+        if traced.look is None:
+            return  # ended in this very turn
         traced.look.dump += _read_all(traced.stacks)
         if self.ownership.innermost(places_of(traced.look.dump)) or len(traced.look.dump) >= DUMP_BYTES_MAX:
             self._end_look(traced)
 
     def _end_look(self, traced: _Traced) -> None:
-        """End a look at a thread that has gone on: tell what is known of its place."""
+        """End a look at a thread that has gone on, is late or is gone: tell what is known of its place."""
         look, traced.look = traced.look, None
-        if look is not None and look.posted:
-            self._selector.unregister(traced.stacks)
-            self._tell(look.site, places_of(look.dump))
+        if look is not None:
+            if look.posted:
+                self._selector.unregister(traced.stacks)
+            self._tell(look.site, places_of(look.dump + _read_all(traced.stacks)))
 
     def _expire(self, traced: _Traced, look: _Look) -> None:
         """The thread did not write its stack in time, or did not come again."""
         self._end_look(traced)
-        if not look.posted:
-            self._tell(look.site, places_of(_read_all(traced.stacks)))
-            if not notification.go_on(traced.listener, look.call):
-                if len(traced.late) >= LATE_MAX:
-                    traced.late.clear()
-                traced.late[look.call.thread] = look.call.number  # whenever it comes again, it is not asked again
+        if not look.posted and not notification.go_on(traced.listener, look.call):
+            if len(traced.late) >= LATE_MAX:
+                traced.late.clear()
+            traced.late[look.call.thread] = look.call.number  # whenever it comes again, it is not asked again
         self._go_on(traced)
 
     def _thread(self, thread: int) -> _Thread | None:

@@ -239,9 +239,11 @@ class Tracing:
                 if message is None:
                     return True
                 self._message(*message)
-        except (EOFError, ChannelError):
+        except (EOFError, ChannelError) as error:
             if self._channel.fileno() in self._selector.get_map():
                 self._selector.unregister(self._channel)
+            if self.pid and isinstance(error, ChannelError):
+                os.kill(self.pid, signal.SIGKILL)  # it is not what was forked any more
             return False
         return True
 
