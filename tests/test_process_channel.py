@@ -151,3 +151,25 @@ def test_pieces_fit_a_small_buffer_several_times(pair):
     piece = b"\x20" + bytes(child.piece_bytes() - 1)
     assert len(piece) >= 1024
     assert child.send_message(piece)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [b"\xee" + b"unknown kind", b"", bytes((Kind.LOG,)) + b"x" * MESSAGE_BYTES_MAX],
+    ids=["unknown kind", "empty", "too long"],
+)
+def test_a_descriptor_that_came_with_nonsense_is_closed(message):
+    """Whoever sends it is killed for it; the next one would send one more, until there are none left."""
+    mine, theirs = channel_pair()
+    try:
+        reading, writing = os.pipe()
+        os.set_blocking(reading, False)
+        socket.send_fds(theirs.sock, [message], [writing])
+        os.close(writing)
+        with pytest.raises((ChannelError, EOFError)):
+            mine.receive_fd()
+        assert os.read(reading, 1) == b"", "nobody has the other end any more"
+        os.close(reading)
+    finally:
+        mine.close()
+        theirs.close()

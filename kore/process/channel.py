@@ -13,6 +13,7 @@ from __future__ import annotations
 import array
 import enum
 import errno
+import os
 import select
 import socket
 from collections.abc import Sequence
@@ -121,11 +122,12 @@ class Channel:
         if received is None:
             return None
         message, ancillary = received
-        fds = array.array("i")
-        for level, kind, data in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-        return kind_of(message), message[1:], fds[0] if fds else None
+        fds = _fds_of(ancillary)
+        try:
+            return kind_of(message), message[1:], fds[0] if fds else None
+        except ChannelError:
+            _close(fds)
+            raise
 
     def receive_message(self) -> bytes | None:
         """The next message with its kind in front, which may be any byte. Raises as receive()."""
@@ -140,8 +142,10 @@ class Channel:
         except ConnectionError:
             raise EOFError from None
         if not data:
+            _close(_fds_of(ancillary))  # an empty message may have one too
             raise EOFError
         if flags & socket.MSG_TRUNC:
+            _close(_fds_of(ancillary))
             raise ChannelError(f"a message of more than {MESSAGE_BYTES_MAX} bytes")
         return data, ancillary
 
@@ -156,6 +160,20 @@ class Channel:
     def close(self) -> None:
         """Close this end; the other side reads the end of the channel."""
         self.sock.close()
+
+
+def _fds_of(ancillary: list[tuple[int, int, bytes]]) -> array.array[int]:
+    """The descriptors that came along, which are this process's to close."""
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    return fds
+
+
+def _close(fds: array.array[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def kind_of(message: Sequence[int]) -> Kind:
