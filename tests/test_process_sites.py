@@ -86,6 +86,18 @@ def test_a_call_without_a_name_is_a_comment():
     assert found.hook() == "# No rule can allow system call 999(0x1), at app.py:1 f.\n"
 
 
+def test_what_kore_alone_does_is_a_comment():
+    found = Sites()
+    found.add(changed(EXEC, place="kore/x.py:1 f", kores=True))
+    assert found.hook() == (
+        "# Not needed, unless kore was given a function to call there: "
+        's.allow("execve", dangerous=True), kore/x.py:1 f\n'
+    )
+    found.add(EXEC)
+    assert run(found.hook()) == [("allow", "execve")]
+    assert "Not needed" not in found.hook()
+
+
 @pytest.mark.parametrize("hostile", ["x\nimport os", "x\r1 / 0", "x\x0c1 / 0", "x\u2028y", "\ud800", "x\0y"])
 def test_no_text_gets_out_of_its_comment(hostile):
     found = Sites()
@@ -115,4 +127,5 @@ def test_what_the_log_says():
     assert "execve() would end the worker, at <unknown>; to allow it: " in str(EXEC)
     assert str(changed(EXEC, child=True)).startswith("a child of worker 2: ")
     assert ", at x:1 f, which is not the application's; " in str(changed(MKDIR, place="x:1 f", own=False))
+    assert ", at kore/x.py:1 f, which is kore's; " in str(changed(MKDIR, place="kore/x.py:1 f", own=False, kores=True))
     assert str(changed(MKDIR, line=None)).endswith("; no rule can allow it: it has no name")

@@ -95,3 +95,10 @@ def test_an_application_that_is_installed_among_the_libraries_is_one_all_the_sam
     assert not Ownership(folder).owns(f"{sysconfig.get_path('purelib')}/requests/api.py")
     outer = Ownership(os.path.dirname(KORE))  # kore itself lies below the application's folder
     assert not outer.owns(f"{KORE}/cli.py")
+
+
+def test_files_of_kores_own_have_a_name():
+    assert Ownership("/srv/shop").platforms(f"{KORE}/reactor/loop.py") == "kore/reactor/loop.py"
+    assert Ownership("/srv/shop").platforms("/srv/shop/app.py") is None
+    assert Ownership("/srv/shop").platforms(f"{KORE}x/loop.py") is None
+    assert Ownership(KORE).platforms(f"{KORE}/reactor/loop.py") is None

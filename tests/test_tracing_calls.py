@@ -179,7 +179,7 @@ koreapp = App()
 
 def test_a_call_seen_often_is_not_looked_at_each_time_but_its_other_sites_are_found(start):
     code = """
-for _ in range(3000):
+for _ in range(1000):
     libc.rmdir(b'first')
 for _ in range(100):
     libc.rmdir(b'second')
@@ -210,6 +210,16 @@ result = 1
     assert f"at app.py:{line_of(program, 'os.mkdir(path)')} work;" in line
     (line,) = told(program, "rmdir")  # no frame of the thread's is the application's
     assert re.search(r"at /\S+/thread\.py:\d+ run, which is not the application's; ", line)
+
+
+def test_calls_of_the_platforms_own_code_are_told_and_no_statement_of_the_hook(start):
+    """What kore does about a refusal is kore's business; but it may have been handed a function to call."""
+    code = "asyncio.get_running_loop().call_soon(os.mkdir, 'made')\nawait asyncio.sleep(0.001)\nresult = 1"
+    program = start(handler(code, kind="async def"), workers=1)
+    assert body(program) == "1"
+    stop(program)
+    (line,) = told(program)
+    assert re.search(r', at kore/reactor/\w+\.py:\d+ \w+, which is kore\'s; to allow it: s\.allow\("mkdir"\)$', line)
 
 
 def test_a_thread_without_python_is_unknown_and_not_waited_for(start):

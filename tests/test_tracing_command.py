@@ -147,7 +147,7 @@ def test_without_learn_no_hook_is_written(traced):
 
 
 def test_production_is_traced_in_the_foreground_and_ends_by_sigterm(traced):
-    program = traced.run("trace", "-r", "app.py", "--learn", deployment="production")
+    program = traced.run("trace", "-rn", "app.py", "--learn", deployment="production")
     assert traced.put("summer") == 201
     assert learned(ended(program, signal.SIGTERM)).endswith('    s.allow("mkdir")  # app.py:15 make\n')
 

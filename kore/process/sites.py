@@ -41,6 +41,8 @@ class Site:
     """``app.py:21 make``."""
     own: bool = False
     """Whether the place is one of the application's code."""
+    kores: bool = False
+    """Whether it is one of kore's, and none of the application's or of another library."""
     directory: str | None = None
     """Where it changes a file."""
     child: bool = False
@@ -58,6 +60,8 @@ class Site:
     def __str__(self) -> str:
         what = f"{self.call} would end the worker" if self.deadly else self.call
         foreign = "" if self.own or self.place == UNKNOWN else ", which is not the application's"
+        if self.kores:
+            foreign = ", which is kore's"
         cure = f"to allow it: {self.line}" if self.line else "no rule can allow it: it has no name"
         who = f"a child of worker {self.worker}" if self.child else f"worker {self.worker}"
         return f"{who}: {what}, at {self.place}{foreign}; {cure}"
@@ -99,15 +103,19 @@ class Sites:
         """The hook that the application needs, as a function to paste, or a comment that says that it needs none."""
         if not self._rules and not self._nameless:
             return "# The application made no call that the sandbox forbids: it needs no seccomp hook.\n"
+        needed = {rule: found for rule, found in self._rules.items() if not all(site.kores for site in found)}
         lines = [f"# {note}" for note in self._notes()]
-        if self._rules:
+        if needed:
             lines.append("def seccomp(self, s):")
-            width = max(map(len, self._rules))
-            lines += [f"    {rule:<{width}}  # {_comment(self._rules[rule])}" for rule in sorted(self._rules)]
+            width = max(map(len, needed))
+            lines += [f"    {rule:<{width}}  # {_comment(needed[rule])}" for rule in sorted(needed)]
         return "\n".join(lines) + "\n"
 
     def _notes(self) -> list[str]:
         notes = [f"No rule can allow {escape(site.call)}, at {escape(site.place)}." for site in self._nameless]
+        for rule, sites in sorted(self._rules.items()):
+            if all(site.kores for site in sites):
+                notes.append(f"Not needed, unless kore was given a function to call there: {rule}, {_comment(sites)}")
         known = {site.directory for sites in self._rules.values() for site in sites if site.directory is not None}
         if known:
             where = _listed(sorted(map(json.dumps, known)))

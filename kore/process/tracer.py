@@ -25,7 +25,7 @@ from typing import Final
 from kore.process.channel import Channel, Kind
 from kore.process.log import LOG_ERR
 from kore.process.role import log_body
-from kore.process.sites import RULES_MAX, SITES_MAX, UNKNOWN, Site
+from kore.process.sites import RULES_MAX, SITES_MAX, Site
 from kore.sandbox import notification
 from kore.sandbox.decoding import call_text, path_text
 from kore.sandbox.machine import name_of, number_of, this_machine
@@ -297,8 +297,11 @@ class Tracer:
         """Tell the parent, unless it knows; one that its channel does not take is told of the next time."""
         found = self.ownership.innermost(places)
         place = found or (places[0] if places else None)
-        shown = UNKNOWN if place is None else f"{self._shown(place.file)}:{place.line} {place.function}"
-        whole = replace(site, place=shown, own=found is not None)
+        whole = site
+        if place is not None:
+            kores = self.ownership.platforms(place.file)
+            text = f"{kores or self._shown(place.file)}:{place.line} {place.function}"
+            whole = replace(site, place=text, own=found is not None, kores=kores is not None)
         if whole.key in self._told or len(self._told) >= SITES_MAX + RULES_MAX:
             return
         if self.channel.send(Kind.SITE, whole.body()):

@@ -66,6 +66,11 @@ class Ownership:
                 return self._folders[folder]
         return True
 
+    def platforms(self, file: str) -> str | None:
+        """The name of a file of kore's own, such as ``kore/reactor/loop.py``; None for others."""
+        inside = file.removeprefix(_KORE + os.sep)
+        return os.path.join(os.path.basename(_KORE), inside) if inside != file and not self.owns(file) else None
+
     def innermost(self, places: Iterable[Place]) -> Place | None:
         """The innermost place in the application."""
         return next((place for place in places if self.owns(place.file)), None)
