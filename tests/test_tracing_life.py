@@ -304,5 +304,5 @@ def test_every_deployment_can_be_traced_and_signals_of_the_application_stay_its_
         program.signal(64)
         program.wait_for(r"log=\[got 64\]", count=2)
     stop(program)
-    (line,) = told(program)
+    (line,) = told(program, "rmdir")
     assert f"at app.py:{line_of(program, 'libc.rmdir')} do;" in line
