@@ -1,7 +1,7 @@
 """The command ``kore [options] app.py [arguments]``: what the options mean, and nothing of what they cause.
 
 Options end at the first word that is none: what follows the application belongs to it, dashes and all. An option
-overrules the application's settings. A first word that names something else to do (check, doctor) is that and no
+overrules the application's settings. A first word that names something else to do (check, doctor, trace) is that and no
 application; a package of such a name is given as ./check. The floors above the standard library are imported when
 something is served, so that -h and -v answer at once.
 """
@@ -19,12 +19,16 @@ usage: kore [options] app.py [arguments]
        kore [options] package/ [arguments]
        kore check [options] app.py [arguments]
        kore doctor
+       kore trace [options] [--learn] [--output FILE] app.py [arguments]
 
 commands:
   check      load the application, print what would be served and every option with where its value comes from, and
              end: 0 when it could be served, 1 when not
   doctor     say what this machine gives a server and what would mend the rest: 0 all there, 1 a server starts and goes
              without something, 2 no server starts
+  trace      run the application and tell, once for each of its lines, of every system call that the sandbox forbids,
+             with the statement that allows it; nothing is refused meanwhile. With --learn, which may follow the
+             application as well, the seccomp hook that it needs is printed at the end, and written to FILE
 
 options:
   -c FILE    read a configuration file (not in this version)
@@ -53,8 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _doctor(words[1:])
     if words[:1] == ["check"]:
         words[0] = "--check"
+    tracing = words[:1] == ["trace"]
+    if tracing:
+        del words[0]
+    known = ["check", "help", "version", *(["learn", "output="] if tracing else [])]
     try:
-        found, rest = getopt.getopt(words, "c:dfhnqrv", ["check", "help", "version"])
+        found, rest = getopt.getopt(words, "c:dfhnqrv", known)
     except getopt.GetoptError as error:
         return _misused(str(error))
     given = dict(found)
@@ -70,6 +78,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _misused("-d and -f contradict each other")
     if not rest:
         return _misused("no application given")
+    if tracing:
+        return _trace(given, rest)
+    return _start(given, rest)
+
+
+def _trace(given: dict[str, str], rest: list[str]) -> int:
+    """The command trace: an application that runs in the foreground, whatever the deployment."""
+    if "-d" in given:
+        return _misused("-d: trace runs in the foreground")
+    given = {"-f": "", "--trace": ""} | given
+    if rest[1:2] == ["--learn"]:
+        del rest[1]
+        given["--learn"] = ""
+    if "--output" in given:
+        given["--learn"] = ""
     return _start(given, rest)
 
 
@@ -101,6 +124,9 @@ def _start(given: dict[str, str], rest: list[str]) -> int:
         switch_user=False if "-r" in given else None,
         quiet="-q" in given,
         check="--check" in given,
+        trace="--trace" in given,
+        learn="--learn" in given,
+        output=given.get("--output"),
     )
     path, *arguments = rest
     try:

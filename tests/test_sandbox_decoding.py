@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from kore.sandbox.decoding import SIGNS, call_text
+from kore.sandbox.decoding import SIGNS, call_text, path_text
 from kore.sandbox.machine import AARCH64, X86_64, known_anywhere, name_of, number_of
 
 pytest.importorskip("pyseccomp")
@@ -61,4 +61,35 @@ def test_numbers_that_nobody_knows():
 
 def test_every_row_of_the_table_is_a_call_of_at_most_six_arguments():
     assert not {name for name in SIGNS if not known_anywhere(name)}
-    assert all(len(signs) <= 6 and set(signs) <= set("duxsoFTPOCGAX") for signs in SIGNS.values())
+    assert all(len(signs) <= 6 and set(signs) <= set("duxsoFTPOCGAXN") for signs in SIGNS.values())
+
+
+ADDRESSES = [
+    (b"\2\0\x15\x38\x7f\0\0\1" + bytes(8), 16, "{127.0.0.1:5432}"),
+    (b"\x0a\0\x01\xbb\0\0\0\0" + bytes(15) + b"\1" + bytes(4), 28, "{[::1]:443}"),
+    (b"\1\0/run/db.sock\0rest", 18, "{/run/db.sock}"),
+    (b"\1\0\0name}\n", 9, r"{@name}\x0a}"),
+    (b"\x10\0" + bytes(10), 12, "{AF_NETLINK}"),
+    (b"\2\0\x15", 3, "{AF_INET}"),
+    (b"\2", 1, "0x7"),
+    (b"", 0, "0x7"),
+]
+
+
+@pytest.mark.parametrize(("memory", "length", "shown"), ADDRESSES)
+def test_addresses_of_sockets(memory, length, shown):
+    assert text("connect", 3, 7, length, memory={7: memory}) == f"connect(3, {shown}, {length})"
+
+
+def test_addresses_that_cannot_be_read_are_where_they_are():
+    assert text("connect", 3, 7, 16) == "connect(3, 0x7, 16)"
+    assert text("bind", 3, 0, 16, memory={}) == "bind(3, NULL, 16)"
+    assert text("sendto", 3, 9, 5, 0x20000000, 7, 16, memory={7: ADDRESSES[0][0]}).endswith("{127.0.0.1:5432}, 16)")
+
+
+PATHS = [(b"data/x\0y", "data/x"), (b"no end", None), (b"b\xc3\xa4r\0", None), (b"a\nb\0", None), (b"", None)]
+
+
+@pytest.mark.parametrize(("memory", "path"), PATHS)
+def test_a_path_is_text_or_nothing(memory, path):
+    assert path_text(7, lambda address, most: memory[:most] if address == 7 and memory else None) == path

@@ -45,10 +45,12 @@ class Kind(enum.IntEnum):
     SHUTDOWN = 4  # stop the server, exit code 0; no body
     FATALX = 5  # stop the server, exit code 1; no body
     LISTENER = 6  # the listener of this worker's filter comes along; no body; once, before it is ready
+    SITE = 7  # from the tracer: a call site, as kore.process.sites writes it
 
     STOP = 16  # drain and end; the signal's number (one byte)
     ABORT = 17  # end now; no body
     REOPEN = 18  # put the descriptor sent along in the place of the one with this decimal number
+    STACKS = 19  # to the tracer: the reading end of the pipe for a worker's stacks; then its LISTENER, same body
 
     OBJECT = 32  # a piece of a pickled object for koreapp.onmsg; kore.process.pieces
     BROADCAST = 33  # a piece of a WebSocket message for the clients of a worker: its opcode, then the data
@@ -155,6 +157,10 @@ class Channel:
     def piece_bytes(self) -> int:
         """The longest message worth sending: four of them fit the buffer, however small the kernel made it."""
         return min(MESSAGE_BYTES_MAX, self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 4)
+
+    def end(self) -> None:
+        """Send no more: the other side reads the end of the channel, and may still speak."""
+        self.sock.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
         """Close this end; the other side reads the end of the channel."""

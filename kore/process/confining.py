@@ -148,7 +148,12 @@ def notices(confinement: Confinement, deployment: Deployment) -> Iterator[str]:
     if os.geteuid() == 0 and given.identity is None and deployment.name != "dev":
         without = ", without capabilities" if confinement.on else ""
         yield f"the workers stay root{without}: name a user with kore.config.runas"
-    if confinement.on and sys.platform.startswith("linux"):
+    if confinement.on and confinement.tracing:
+        yield (
+            "seccomp_tracing: Landlock is off meanwhile; without tracing, files and ports have to be named with "
+            "kore.config.sandbox_read, sandbox_write and sandbox_connect"
+        )
+    elif confinement.on and sys.platform.startswith("linux"):
         from kore.sandbox import landlock
 
         yield from landlock.missing(landlock.abi())

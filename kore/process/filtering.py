@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import faulthandler
 from collections.abc import Callable
 
 from kore import reactor
 from kore.application.loading import Hooks
 from kore.application.plan import Plan
 from kore.process.channel import Channel, Kind
+from kore.process.parent import WorkerPlace
 from kore.sandbox import seccomp
 from kore.sandbox.confinement import Confinement
 from kore.sandbox.policy import Features
@@ -36,6 +38,15 @@ def to_parent(channel: Channel, fd: int) -> bool:
         return True
     channel.wait_for_room(LISTENER_SECONDS_MAX)  # the hook may have logged more than the channel holds
     return channel.send_fd(Kind.LISTENER, b"", fd)
+
+
+def write_stacks(place: WorkerPlace, number: int) -> None:
+    """Have each thread write its stack for the tracer when it gets signal `number`. Called before the filter is on.
+
+    A call that the signal interrupts is made again: faulthandler sets SA_RESTART where it calls no former handler.
+    """
+    if place.stacks is not None:
+        faulthandler.register(number, file=place.stacks, all_threads=False, chain=False)
 
 
 def put_on(hooks: Hooks, features: Features, send_listener: Callable[[int], bool], *, tracing: bool) -> None:

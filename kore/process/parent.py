@@ -28,6 +28,8 @@ from kore.process.reopening import AccessLog, Reopening
 from kore.process.report import Death, death_report, signal_name
 from kore.process.seat import Seat
 from kore.process.supervision import Supervision
+from kore.process.tracer import Brief
+from kore.process.tracing import Tracing
 
 START_SECONDS_MAX = 60.0
 """From the first fork until the last worker is ready. Long, because workerstart may load a model or a database."""
@@ -64,6 +66,10 @@ class Orders:
     drain_seconds: float = 10.0
     filtered: bool = False
     """Whether a worker puts a filter on and sends its listener; from others nobody takes one."""
+    tracing: Brief | None = None
+    """What a tracer must know, when there is to be one."""
+    name: str = "kore"
+    """The first word of the tracer's title."""
     ignore_interrupt: bool = False
     """In the background there is no terminal whose Ctrl-C could be meant."""
     trapped: frozenset[int] = frozenset()
@@ -89,6 +95,8 @@ class WorkerPlace:
     workers: int
     """How many there are; their ids are 1 to that."""
     board: memoryview
+    stacks: int | None
+    """Where stacks are written for the tracer, when there is one."""
     parent: int
     """The parent's pid, noted before the fork: getppid() says something else once it is dead."""
     early_signals: list[int]
@@ -111,7 +119,10 @@ class Parent:
         self._log_fd: int | None = None
         self._selector = selectors.DefaultSelector()
         self._relay = Relay(self._selector, log, self._after)
-        self._supervision = Supervision(self._selector, log)
+        self.tracing: Tracing | None = None
+        if orders.tracing is not None:
+            self.tracing = Tracing(self._selector, log, orders.tracing, orders.name)
+        self._supervision = self.tracing or Supervision(self._selector, log)
         self._reopening = Reopening(orders.access_logs, log, self._after)
         self._wake_in, self._wake_out = socket.socketpair()
 
@@ -122,18 +133,24 @@ class Parent:
         """
         self._take_signals()
         try:
+            if self.tracing is not None:
+                self.tracing.start(self._become_tracer)
             for seat in self.seats:
                 if self.state is State.STARTING:
                     self._fork(seat)
             self._after(START_SECONDS_MAX, self._start_expired)
             while not self._finished():
                 self._turn()
+            if self.tracing is not None:
+                self.tracing.finish()
         finally:
             self._kill()
             for seat in self.seats:
                 if seat.pid:
                     os.waitpid(seat.pid, 0)
                     seat.left()
+            if self.tracing is not None:
+                self.tracing.kill()
             self._restore_signals()  # before the fd that signals wake goes
             self._release()
         return self.exit_code
@@ -269,9 +286,12 @@ class Parent:
         """Put a new process on `seat`. When there is none to be had, that counts as a death."""
         seat.board[0] = 0
         channels: list[Channel] = []
+        stacks = None
         try:
             channels += channel_pair()
             channels += channel_pair()
+            if self.tracing is not None:
+                stacks = self.tracing.pipe(seat.worker)
         except OSError as error:
             for channel in channels:
                 channel.close()
@@ -291,15 +311,19 @@ class Parent:
         if pid == 0:
             # Closed with the others: they would hide the parent's death from its own worker.
             seat.channel, seat.messages = mine, my_messages
-            self._become_worker(seat, theirs, their_messages, blocked)
+            self._become_worker(seat, theirs, their_messages, stacks, blocked)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         theirs.close()
         their_messages.close()
+        if self.tracing is not None:
+            self.tracing.forked(seat.worker)
         seat.taken(pid, mine, my_messages)
         self._selector.register(mine, selectors.EVENT_READ, lambda: self._hear(seat, mine))
         self._relay.join(seat.worker, my_messages, lambda error: self._nonsense(seat, error))
 
-    def _become_worker(self, seat: Seat, channel: Channel, messages: Channel, blocked: Iterable[int]) -> NoReturn:
+    def _become_worker(
+        self, seat: Seat, channel: Channel, messages: Channel, stacks: int | None, blocked: Iterable[int]
+    ) -> NoReturn:
         """In the child: give up what is the parent's, take the role, work, end. Never returns to the parent's stack."""
         code = 1
         try:
@@ -319,7 +343,7 @@ class Parent:
             role.take(role.WorkerRole(seat.worker, channel))
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             place = WorkerPlace(
-                seat.worker, channel, messages, self.orders.workers, seat.board, self._pid, early_signals=early
+                seat.worker, channel, messages, self.orders.workers, seat.board, stacks, self._pid, early_signals=early
             )
             code = self.orders.run_worker(place)
         except SystemExit as stop:
@@ -328,6 +352,15 @@ class Parent:
             role.role.log(LOG_ERR, f"worker ended by {error!r}")
         finally:
             role.end(code)
+
+    def _become_tracer(self) -> None:
+        """In the child: give up what is the parent's; no signal but the parent's end ends a tracer."""
+        signal.set_wakeup_fd(-1)
+        for number in self._handled_signals():
+            signal.signal(number, signal.SIG_DFL if number == signal.SIGCHLD else signal.SIG_IGN)
+        self._release()
+        for fd in self.orders.private_fds():
+            os.close(fd)
 
     def _release(self) -> None:
         """Close the parent's own fds, in the parent at its end and in a child after the fork.
@@ -349,6 +382,8 @@ class Parent:
             self._after(max(seat.next_delay(0.0), 0.1), lambda: self._restart(seat))
 
     def _reap(self) -> None:
+        if self.tracing is not None:
+            self.tracing.reap()
         for seat in self.seats:
             if seat.pid:
                 pid, status = os.waitpid(seat.pid, os.WNOHANG)
@@ -361,7 +396,8 @@ class Parent:
         """As process 1 of a container, bury the orphans that the kernel hands over, whoever started them."""
         while any(seat.pid for seat in self.seats):
             ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            if ended is None or any(seat.pid == ended.si_pid for seat in self.seats):
+            mine = {seat.pid for seat in self.seats} | {self.tracing.pid if self.tracing is not None else 0}
+            if ended is None or ended.si_pid in mine:
                 return  # a worker's end is read where it means something, in the next turn
             os.waitpid(ended.si_pid, 0)
 

@@ -27,6 +27,9 @@ from kore.process.log import LOG_ERR, LOG_INFO, LOG_NOTICE, FileSink, Log, Syslo
 from kore.process.parent import EXIT_FATAL, Orders, Parent
 from kore.process.pidfile import HeldError, Pidfile
 from kore.process.reopening import access_logs
+from kore.process.sites import Sites
+from kore.process.tracer import Brief
+from kore.process.tracing import free_signal
 from kore.sandbox import confinement, privileges
 from kore.version import __version__
 
@@ -46,6 +49,12 @@ class Options:
     switch_user: bool | None = None
     quiet: bool = False
     check: bool = False
+    trace: bool = False
+    """Trace, whatever the application's settings say."""
+    learn: bool = False
+    """Write the seccomp hook that the application needs to standard output at the end."""
+    output: str | None = None
+    """And to this file."""
 
 
 def start(path: str, arguments: Sequence[str], options: Options) -> int:
@@ -54,14 +63,46 @@ def start(path: str, arguments: Sequence[str], options: Options) -> int:
     log = Log(standard_output())
     role.take(role.Role(log))
     reactor.set_log(role.role.log)
+    server = None
     try:
         plan = _plan(path, arguments)
-        return _Start(plan, options, log, strays).run()
+        if options.trace:
+            plan = replace(plan, settings=replace(plan.settings, seccomp_tracing=True))
+        if options.output is not None:
+            _check_output(options.output)
+        server = _Start(plan, options, log, strays)
+        return server.run()
     except StartError as error:
         return complain(str(error))
     finally:
         application.reset()
         log.close()
+        if options.learn and server is not None and server.sites is not None:
+            _write_hook(server.sites, options.output)
+
+
+def _check_output(path: str) -> None:
+    """Raises StartError for a file that what is learned could not be written to: better now than at the end."""
+    try:
+        open(path, "a").close()
+    except OSError as error:
+        raise StartError(f"--output {path}: {error.strerror}") from error
+
+
+def _write_hook(sites: Sites, path: str | None) -> None:
+    """Write what was learned after the last line of the log, and to `path`."""
+    text = sites.hook()
+    try:
+        print(f"\n{text}", end="", flush=True)
+    except OSError:
+        pass  # nobody reads it
+    if path is None:
+        return
+    try:
+        with open(path, "w") as file:
+            file.write(text)
+    except OSError as error:
+        complain(f"--output {path}: {error.strerror}")
 
 
 def complain(text: str) -> int:
@@ -102,6 +143,9 @@ class _Start:
         self.pidfile: Pidfile | None = None
         self.strays = strays
         self.confinement = confinement.Confinement(process="worker", on=False)
+        self.sites: Sites | None = None
+        """What tracing found."""
+        self.stack_signal = free_signal(plan.signals) if plan.settings.seccomp_tracing else None
 
     def run(self) -> int:
         """Check everything, then serve. Raises StartError."""
@@ -190,7 +234,10 @@ class _Start:
             # What is here now lives as long as the server: collected once, then shared with every worker untouched.
             gc.collect()
             gc.freeze()
-            code = Parent(self._orders(), self.log).run()
+            parent = Parent(self._orders(), self.log)
+            if parent.tracing is not None:
+                self.sites = parent.tracing.sites
+            code = parent.run()
             if self.daemon is not None:
                 self.daemon.failed(code, "kore: the server did not start; its log says why")
             if self.plan.hooks.cleanup is not None:
@@ -259,6 +306,7 @@ class _Start:
             cpus=tuple(affinity.allowed_cpus()) if settings.worker_set_affinity else (),
             drain_seconds=drain,
             foreground=foreground,
+            stack_signal=self.stack_signal,
         )
         names = {
             route.index: route.name
@@ -272,6 +320,8 @@ class _Start:
             restart=settings.worker_death_policy == "restart",
             drain_seconds=drain,
             filtered=self.confinement.on or self.confinement.tracing,
+            tracing=self._brief(),
+            name=self.name,
             ignore_interrupt=not foreground,
             trapped=frozenset(self.plan.signals),
             private_fds=self._private_fds,
@@ -279,6 +329,11 @@ class _Start:
             route_name=names.get,
             access_logs=access_logs(self.plan.domains),
         )
+
+    def _brief(self) -> Brief | None:
+        if self.stack_signal is None or application.loaded is None:
+            return None
+        return Brief(self.stack_signal, os.path.dirname(application.loaded.path))
 
     def _private_fds(self) -> list[int]:
         fds = list(self.log.sink.fds())

@@ -74,6 +74,8 @@ class WorkerOrders:
     """The CPUs to be shared out; empty: no affinity."""
     drain_seconds: float
     foreground: bool
+    stack_signal: int | None
+    """The signal by which a tracer asks a thread for its stack; None: there is no tracer."""
 
 
 def run(orders: WorkerOrders, place: WorkerPlace) -> int:
@@ -160,6 +162,8 @@ def _start_spawner(orders: WorkerOrders) -> None:
 def _close_filter(orders: WorkerOrders, place: WorkerPlace) -> None:
     """Ask the application's seccomp hook and put the filter on; deadly calls are the parent's to answer."""
     mine = orders.confinement
+    if orders.stack_signal is not None:
+        filtering.write_stacks(place, orders.stack_signal)
     features = filtering.features_of(mine, orders.plan, orders.engine)
     send_listener = partial(filtering.to_parent, place.channel)
     filtering.put_on(orders.plan.hooks, features, send_listener, tracing=mine.tracing)

@@ -56,11 +56,11 @@ def prepare(confinement: Confinement) -> None:
     """In the parent: load what `enter` needs. Raises SandboxError."""
     if confinement.on:
         privileges.prepare()
+    if confinement.on or confinement.tracing:
         from kore.sandbox import landlock as _landlock  # noqa: F401 (a worker may live where they cannot be loaded)
         from kore.sandbox import program_policy as _program_policy  # noqa: F401
-        from kore.sandbox import spawner as _spawner  # noqa: F401
-    if confinement.on or confinement.tracing:
         from kore.sandbox import seccomp
+        from kore.sandbox import spawner as _spawner  # noqa: F401
 
         seccomp.preload()
 
@@ -79,11 +79,11 @@ def enter(
     SandboxError, which names the step; whatever `engine` raises.
     """
     privileges.give_up(confinement.rights)
-    if confinement.on:
+    if confinement.on or confinement.tracing:
         spawner()
     made = engine()
-    if confinement.on:
-        _close_files(confinement)
+    if confinement.on and not confinement.tracing:
+        _close_files(confinement)  # it cannot be told to look on
     if confinement.on or confinement.tracing:
         close_filter()
     return made

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import sys
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -17,9 +18,13 @@ from kore.sandbox.machine import Machine, name_of
 PATH_BYTES_MAX: Final = 256
 """Of a path, what is shown."""
 
+ADDRESS_BYTES_MAX: Final = 110
+"""struct sockaddr_un, the longest of those that are shown (unix(7))."""
+
 SIGNS: Final[dict[str, str]] = {
     # Letters: d an int, u a size or number, x a pointer or address, s a path or name, o a mode, F a socket family,
-    # T a socket type, P a protection, O flags of open, C flags of clone, G a signal, A an fd of a directory.
+    # T a socket type, P a protection, O flags of open, C flags of clone, G a signal, A an fd of a directory,
+    # N the address of a socket, whose length is the next argument.
     "execve": "sxx", "execveat": "AsxxX", "fork": "", "vfork": "", "clone": "Cxxxx", "clone3": "xu",
     "ptrace": "ddxx", "process_vm_readv": "dxuxuu", "process_vm_writev": "dxuxuu", "kcmp": "ddduu",
     "pidfd_open": "du", "pidfd_getfd": "ddu", "pidfd_send_signal": "dGxu",
@@ -43,8 +48,13 @@ SIGNS: Final[dict[str, str]] = {
     "truncate": "su", "ftruncate": "du", "utimensat": "AsxX", "access": "so", "faccessat": "Aso", "chdir": "s",
     "readlink": "sxu", "readlinkat": "Asxu", "stat": "sx", "lstat": "sx", "newfstatat": "AsxX", "statx": "AsXXx",
     "statfs": "sx", "inotify_add_watch": "dsX", "setxattr": "ssxuX", "memfd_create": "sX", "umask": "o",
-    "socket": "FTd", "socketpair": "FTdx", "bind": "dxu", "listen": "dd", "connect": "dxu", "setsockopt": "dddxu",
+    "socket": "FTd", "socketpair": "FTdx", "bind": "dNu", "listen": "dd", "connect": "dNu",
+    "sendto": "dxuXNu", "setsockopt": "dddxu",
     "mmap": "xuPXdu", "mprotect": "xuP", "pkey_mprotect": "xuPd", "mremap": "xuuXx", "ioctl": "dXx", "fcntl": "ddx",
+    "dup": "d", "dup2": "dd", "close_range": "uuX", "wait4": "dxXx", "waitid": "ddxXx", "eventfd2": "uX",
+    "arch_prctl": "Xx", "set_tid_address": "x", "setsid": "", "setpgid": "dd", "times": "x", "pause": "",
+    "fsync": "d", "fdatasync": "d", "flock": "dX", "pwrite64": "dxuu", "sync": "", "sched_yield": "",
+    "epoll_create1": "X", "epoll_wait": "dxdd", "epoll_ctl": "dddx", "timerfd_create": "dX", "inotify_init1": "X",
 }  # fmt: skip
 """What the arguments of a call are, a letter each."""
 
@@ -70,7 +80,19 @@ def call_text(number: int, arguments: tuple[int, ...], machine: Machine, read: R
     """The call with its arguments. Nothing in it but printable ASCII, whatever the caller's memory holds."""
     name = name_of(number, machine)
     signs = SIGNS.get(name, "XXXXXX")
-    return f"{name}({', '.join(_shown(sign, value, read) for sign, value in zip(signs, arguments, strict=False))})"
+    shown = []
+    for index, (sign, value) in enumerate(zip(signs, arguments, strict=False)):
+        if sign == "N":
+            shown.append(_address(value, arguments[index + 1], read))
+        else:
+            shown.append(_shown(sign, value, read))
+    return f"{name}({', '.join(shown)})"
+
+
+def path_text(address: int, read: ReadMemory) -> str | None:
+    """The path at an address; None when it can't be read to its end, or is no plain text."""
+    text, end, _ = (read(address, PATH_BYTES_MAX) or b"").partition(b"\0")
+    return text.decode("ascii") if end and text.isascii() and text.decode("ascii").isprintable() else None
 
 
 def _shown(sign: str, value: int, read: ReadMemory | None) -> str:
@@ -111,8 +133,30 @@ def _text(address: int, read: ReadMemory | None) -> str:
     if found is None:
         return hex(address) if address else "NULL"
     text, end, _ = found.partition(b"\0")
-    shown = "".join(chr(byte) if 32 <= byte < 127 and byte not in b'"\\' else f"\\x{byte:02x}" for byte in text)
-    return f'"{shown}"' + ("" if end else "...")
+    return f'"{_printable(text)}"' + ("" if end else "...")
+
+
+def _address(address: int, length: int, read: ReadMemory | None) -> str:
+    """Where a socket is bound or connected to: ``{127.0.0.1:5432}``, ``{/run/db.sock}``, or where that is written."""
+    raw = read(address, min(length & 0xFFFFFFFF, ADDRESS_BYTES_MAX)) if read is not None and address else None
+    if raw is None or len(raw) < 2:
+        return hex(address) if address else "NULL"
+    family = int.from_bytes(raw[:2], sys.byteorder)
+    port = int.from_bytes(raw[2:4], "big")
+    if family == socket.AF_INET and len(raw) >= 8:
+        return f"{{{socket.inet_ntop(family, raw[4:8])}:{port}}}"
+    if family == socket.AF_INET6 and len(raw) >= 24:
+        return f"{{[{socket.inet_ntop(family, raw[8:24])}]:{port}}}"
+    if family == socket.AF_UNIX:
+        name = raw[2:]
+        if name[:1] == b"\0":
+            return f"{{@{_printable(name[1:])}}}"
+        return f"{{{_printable(name.partition(bytes(1))[0])}}}"
+    return f"{{{_enumerated(socket.AddressFamily, family)}}}"
+
+
+def _printable(text: bytes) -> str:
+    return "".join(chr(byte) if 32 <= byte < 127 and byte not in b'"\\' else f"\\x{byte:02x}" for byte in text)
 
 
 def _enumerated(kind: Callable[[int], object], value: int) -> str:

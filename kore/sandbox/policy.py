@@ -64,7 +64,7 @@ ALLOWED: Final[Mapping[str, Mapping[str, str]]] = {
         # Threads.
         "futex": "locks", "set_robust_list": "start of a thread", "rseq": "start of a thread",
         "gettid": "start of a thread", "sched_getaffinity": "size of a pool of threads",
-        "exit": "end of a thread", "exit_group": "the end",
+        "exit": "end of a thread", "exit_group": "the end", "wait4": "end of the spawner",
         # Signals.
         "rt_sigaction": "handlers", "rt_sigprocmask": "start of a thread", "rt_sigreturn": "end of a handler",
         "sigaltstack": "faulthandler", "restart_syscall": "a wait goes on after SIGCONT",

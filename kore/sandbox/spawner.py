@@ -168,20 +168,16 @@ class SpawnerClient:
 
     def close(self) -> None:
         """End the spawner, and with it all it has started; waits for that a little."""
-        self._sock.close()
         try:
-            pidfd = os.pidfd_open(self.pid)
+            self._sock.settimeout(END_SECONDS_MAX)
+            self._sock.shutdown(socket.SHUT_WR)
+            while self._sock.recv(REPLY_BYTES):
+                pass  # of a request that was given up; its own end is closed by its exit
+            os.waitpid(self.pid, 0)
         except OSError:
-            return  # gone, or the filter does not allow to look
-        try:
-            poller = select.poll()
-            poller.register(pidfd, select.POLLIN)
-            poller.poll(END_SECONDS_MAX * 1000)
-            os.waitpid(self.pid, os.WNOHANG)
-        except OSError:
-            pass  # reaped by whoever reaps what this worker leaves
+            pass  # closed already; or reaped by whoever reaps what this worker leaves
         finally:
-            os.close(pidfd)
+            self._sock.close()
 
 
 def start_spawner(terms: Terms) -> SpawnerClient:
