@@ -120,6 +120,7 @@ def test_a_worker_that_is_killed_is_reported_as_without_tracing_and_its_successo
     program = start(QUICK + LONG + MADE, workers=1)
     (first,) = pids_of(program)
     tracer = tracer_of(program)
+    assert body(program, "/made") == "0"  # so it has the worker's descriptors by now
     before = descriptors(program.pid), descriptors(tracer)
     thread, _ = asked(program, "/long")
     program.wait_for("long begins")
