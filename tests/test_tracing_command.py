@@ -40,10 +40,9 @@ class Traced:
         self.port = free_port()
         (self.directory / "data").mkdir()
 
-    def run(self, *words, hook="", deployment="dev", **environment):
-        text = APPLICATION.replace("8080", str(self.port)).replace('"dev"', f'"{deployment}"')
-        if hook:
-            text = text.replace("kore.config.workers", f"{OPTION}\n        kore.config.workers")
+    def run(self, *words, hook="", option="", deployment="dev", **environment):
+        text = APPLICATION.replace("workers = 1\n", f"workers = 1; {option}\n")
+        text = text.replace("8080", str(self.port)).replace('"dev"', f'"{deployment}"')
         (self.directory / "app.py").write_text(text.replace("\n\n\nkoreapp", f"\n{hook}\n\nkoreapp"))
         program = self.programs.kore(*words, environment=self.environment | environment)
         program.wait_for(SERVES)
@@ -101,7 +100,7 @@ def test_the_session_of_the_documentation_is_what_is_printed(traced):
 def test_with_the_hook_it_works_in_the_sandbox_and_without_it_fails_as_documented(traced):
     hook = textwrap.indent("".join(learned(traced.learn("trace", "app.py", "--learn")).splitlines(True)[1:]), "    ")
     assert hook == PASTED
-    program = traced.run("app.py", hook=f"\n{hook}", KORE_SANDBOX="yes")
+    program = traced.run("app.py", hook=f"\n{hook}", option=OPTION, KORE_SANDBOX="yes")
     assert traced.put("autumn") == 201
     ended(program)
     program = traced.run("app.py", KORE_SANDBOX="yes")

@@ -171,6 +171,8 @@ def kept_by_parent(confinement: Confinement) -> frozenset[int]:
     CAP_SYS_PTRACE is for the log alone: to read which file or program a call was about that a worker is killed for.
     """
     kept = {privileges.CAP_SETPCAP, privileges.CAP_DAC_OVERRIDE, privileges.CAP_SYS_PTRACE}
+    if confinement.tracing:
+        kept.add(privileges.CAP_KILL)  # the tracer asks threads for their stacks
     if confinement.rights.chroot:
         kept.add(privileges.CAP_SYS_CHROOT)
     if confinement.rights.identity is not None:
