@@ -131,6 +131,8 @@ def case_table(results: Results, case: Case) -> str:
             ("connections", "idle_open", 0), ("bytes each", "idle_bytes", 0), ("req/s by before", "idle_rate", 2)]))
     if case.how == "upload":
         lines.append(_simple_table(results, case, [("bytes of memory more", "upload_growth", 0)]))
+    if case.name == "messages":
+        lines.append(_simple_table(results, case, [("the generator's share of its core", "busy", 2)]))
     if case.how == "paced":
         lines.append(_simple_table(results, case, [
             ("rate asked", "rate_asked", 0), ("generator's own lateness, p99 µs", "late", 0)]))
