@@ -80,7 +80,7 @@ def test_it_has_given_up_what_it_can(hire) -> None:
             os.listdir(f"/proc/{spawner.pid}/fd")
         return
     open_there = sorted(os.readlink(f"/proc/{spawner.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{spawner.pid}/fd"))
-    assert [name.partition(":")[0] for name in open_there] == ["anon_inode"] * 2 + ["pipe"] * 3 + ["socket"]
+    assert [name.partition(":")[0] for name in open_there] == ["/dev/null"] * 3 + ["anon_inode"] * 2 + ["socket"]
 
 
 def test_its_programs_have_no_privileges(loop, hire) -> None:
@@ -199,7 +199,7 @@ def test_a_filter_that_cannot_be_installed(hire) -> None:
         raise SandboxError("filter", "no such call")
 
     before = fds()
-    with pytest.raises(SandboxError, match="spawner of programs cannot be confined: .*filter: no such call"):
+    with pytest.raises(SandboxError, match="spawner of programs cannot be confined: SandboxError: no such call"):
         start_spawner(Terms(install_filter=fail))
     with pytest.raises(SandboxError, match="it ended at once"):
         start_spawner(Terms(install_filter=lambda: os._exit(9)))

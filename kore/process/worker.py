@@ -143,9 +143,7 @@ def _start_spawner(orders: WorkerOrders) -> None:
     from kore.sandbox.spawner import Terms, start_spawner
 
     label = role.role.label.replace("wrk", "proc")
-    write = tuple(path for path in (os.devnull,) if os.path.exists(path))  # the root may have none
-    spawner = start_spawner(
-        Terms(programs=programs, write=write, prepare=partial(title.set_title, orders.name, label)))
+    spawner = start_spawner(Terms(programs=programs, prepare=partial(title.set_title, orders.name, label)))
     for line in spawner.told:
         role.role.log(LOG_NOTICE, f"programs started by kore.proc: {line}")
     spawning.use(spawner)

@@ -159,14 +159,11 @@ def confine(sock: socket.socket, terms: Terms) -> _Confined:
 
 
 def _keep_only(sock: socket.socket) -> None:
-    """Close every descriptor but the socket; the standard ones lead nowhere.
-
-    They are a pipe without its other end, not /dev/null: the root that the worker lives in may have none.
-    """
-    nothing_to_read, nowhere_to_write = os.pipe()
-    for fd, end in enumerate((nothing_to_read, nowhere_to_write, nowhere_to_write)):
+    """Close every descriptor but the socket; the standard ones are /dev/null."""
+    null = os.open("/dev/null", os.O_RDWR)
+    for fd in range(3):
         if fd != sock.fileno():
-            os.dup2(end, fd)
+            os.dup2(null, fd)
     os.closerange(3, sock.fileno())
     os.closerange(max(sock.fileno(), 2) + 1, DESCRIPTORS_END)
 
