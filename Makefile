@@ -9,7 +9,7 @@ CACHES := .pytest_cache .mypy_cache .ruff_cache .hypothesis docs/bench.json docs
 
 # Tests that touch no engine: once is enough.
 ENGINE_FREE := test_house test_http_parser test_http_routes test_http_status test_settings test_public_names test_rig \
-	test_kqueue_standin test_bsd_pledge test_bsd_system
+	test_rig_messages test_kqueue_standin test_bsd_pledge test_bsd_system
 ENGINE_FREE_ARGS := $(foreach name,$(ENGINE_FREE),--ignore=tests/$(name).py)
 
 # What runs on the engine of the BSDs as well, on the stand-in for kqueue: the driver, the reactor on it, processes, and

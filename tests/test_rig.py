@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,7 @@ from tests.perf import results
 from tests.perf.__main__ import parse
 from tests.perf.cases import CASES, TARGETS, Target
 from tests.perf.load import Measurement
-from tests.perf.servers import KINDS
+from tests.perf.servers import KINDS, Server
 
 
 def measurement(rate: float, cpu: float, p99: float = 100, **extra: float) -> Measurement:
@@ -135,3 +138,48 @@ def test_bad_options_are_refused(arguments: list[str], capsys: pytest.CaptureFix
         parse(arguments)
     assert ended.value.code == 2
     assert arguments[0].lstrip("-") in capsys.readouterr().err or "nonsense" in arguments
+
+
+def test_the_sandbox_is_on_where_a_row_says_so_and_nowhere_else() -> None:
+    """The same load with and without, on both engines; whoever runs the rig has no say in which is which."""
+    sandboxed = {name for name, kind in KINDS.items() if kind.env.get("KORE_SANDBOX") == "yes"}
+    assert sandboxed == {"kore-sandbox-uring", "kore-sandbox-epoll"}
+    for case in CASES:
+        for entry in case.entries:
+            assert (entry.server in sandboxed) == entry.label.endswith(" sandboxed")
+    cost = [target for target in TARGETS if "in the sandbox" in target.name]
+    assert [(target.ours, target.theirs) for target in cost] == [
+        (f"kore-{engine} sandboxed", f"kore-{engine}") for engine in ("uring", "epoll", "uring", "epoll")]
+    loads = {case.name: {entry.label: entry for entry in case.entries} for case in CASES}
+    for target in cost:
+        ours, theirs = loads[target.case][target.ours], loads[target.case][target.theirs]
+        assert (ours.path, ours.connections, ours.script) == (theirs.path, theirs.connections, theirs.script)
+        assert KINDS[ours.server].env["KORE_IO"] == KINDS[theirs.server].env["KORE_IO"]
+        assert (target.least, target.figure) == (0.95, "ratio")
+
+
+@pytest.mark.parametrize(("name", "filters"), [("kore-epoll", "0"), ("kore-sandbox-epoll", "2")])
+def test_servers_of_the_rig_are_confined_as_their_row_says(name: str, filters: str, monkeypatch) -> None:
+    """The kernel says so of the worker, whatever the environment said; as root it is another user in another root."""
+    if filters == "2":
+        pytest.importorskip("pyseccomp")
+        pytest.importorskip("prctl")
+    monkeypatch.setenv("KORE_SANDBOX", "no" if filters == "2" else "yes")
+    server = Server(KINDS[name], sys.executable, min(os.sched_getaffinity(0)))
+    try:
+        assert server.answers("/files/1k") == b"k" * 1024
+        worker = next(pid for pid in server.pids if b"wrk" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        status = dict(re.findall(r"(\w+):\t(.*)", Path(f"/proc/{worker}/status").read_text()))
+        assert status["Seccomp"] == filters
+        if os.geteuid() == 0:
+            confined = filters == "2"
+            assert (status["Uid"].split()[0] != "0") == confined
+            assert os.readlink(f"/proc/{worker}/root") == (str(server.folder) if confined else "/")
+    finally:
+        server.close()
+
+
+def test_the_notes_say_which_rows_are_without_the_sandbox() -> None:
+    """Both tables do."""
+    assert results.SANDBOX_NOTE in results.target_table(sample())
+    assert results.SANDBOX_NOTE[1:] in results.readme_table(sample())

@@ -13,7 +13,7 @@ from kore import cli
 from tests.support import READY as SERVES
 from tests.support import ROOT, free_port, http_get, skip_unless, starter, wait_until
 
-PAGE = (ROOT / "docs" / "sandbox.md").read_text()
+PAGE = (ROOT / "docs" / "tracing.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", PAGE, re.S | re.M)
 APPLICATION, PASTED = (text for language, text in BLOCKS if language == "python")
 SESSION = next(text for _, text in BLOCKS if text.startswith("$ kore trace"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 KORE = ("kore-uring", "kore-epoll")
+SANDBOXED = tuple(f"kore-sandbox-{name.removeprefix('kore-')}" for name in KORE)
 PEERS = ("nginx", "fastwsgi", "socketify", "granian", "uvicorn")  # those that answer every HTTP case
 BUSY = 64  # connections, where the case is not about their number
 IDLE_CONNECTIONS = 10_000
@@ -67,6 +68,13 @@ def on_files(path: str) -> tuple[Entry, ...]:
     return tuple(Entry(name, name, path) for name in (*KORE, "nginx"))
 
 
+def in_and_out(path: str = "/") -> tuple[Entry, ...]:
+    """The same load on kore without its sandbox, as in all other cases, and as in production."""
+    return tuple(
+        entry for free, sandboxed in zip(KORE, SANDBOXED, strict=True)
+        for entry in (Entry(free, free, path), Entry(f"{free} sandboxed", sandboxed, path)))
+
+
 CASES = (
     Case("plain", "11-byte response, synchronous handler, 64 connections", on_all(),
          short=("kore-uring", "kore-epoll", "nginx", "fastwsgi", "granian", "uvicorn")),
@@ -90,8 +98,9 @@ CASES = (
     Case("paced", "latency at half of each server's own full load, 64 connections", on_all(), how="paced",
          rounds_min=15, seconds_min=2),  # a tail scatters more than a mean
     Case("idle", "10,000 idle connections beside 64 busy ones", on_all(), how="idle", rounds_max=3),
-    Case("startup", "from the command to the first response", on_all(), how="startup",
-         short=("kore-uring", "kore-epoll", "nginx", "granian", "uvicorn")),
+    Case("startup", "from the command to the first response", (
+        *on_all(), Entry("kore-uring sandboxed", "kore-sandbox-uring")), how="startup",
+         short=("kore-uring", "kore-epoll", "kore-sandbox-uring", "nginx", "granian", "uvicorn")),
     Case("one", "11-byte response, 1 connection", on_all(connections=1)),
     Case("many", "11-byte response, 1024 connections", on_all(connections=1024)),
     Case("1k", "1 KiB response", on_all("/1k")),
@@ -110,6 +119,10 @@ CASES = (
     Case("fastapi", "FastAPI, 11 bytes of text, 64 connections", (
         Entry("kore-uring", "kore-fastapi-uring"), Entry("kore-epoll", "kore-fastapi-epoll"),
         Entry("uvicorn", "uvicorn-fastapi")), short=("kore-fastapi-uring", "uvicorn-fastapi")),
+    Case("sandboxfile", "1 KiB static file, in production's sandbox and without", in_and_out("/files/1k"), short=()),
+    # Last of those in a short run, which ends after its time.
+    Case("sandbox", "11-byte response, in production's sandbox and without", in_and_out(),
+         short=("kore-uring", "kore-sandbox-uring")),
     Case("upload", "an upload of 1 GiB, to disk", tuple(Entry(name, name, "/upload") for name in KORE), how="upload",
          short=(), rounds_max=1),
 )
@@ -135,11 +148,16 @@ TARGETS = (
     Target("SELECT 1, by asyncpg on uvloop without HTTP", "query", "kore-uring", "uvloop", 1.0, 1.3),
     Target("children, by uvloop without HTTP", "proc", "kore-uring", "uvloop", 1.0, None),
     Target("FastAPI, by uvicorn", "fastapi", "kore-uring", "uvicorn", 1.1, None),
+    *(Target(f"{what} in the sandbox on {engine}, by without", case, f"kore-{engine} sandboxed", f"kore-{engine}",
+             0.95, None)
+      for what, case in (("plain", "sandbox"), ("1 KiB file", "sandboxfile")) for engine in ("uring", "epoll")),
     Target("1 GiB uploaded: bytes of memory more", "upload", "kore-uring", "", 4 << 20, None, "upload_growth"),
     Target("10,000 idle: bytes each in the worker", "idle", "kore-uring", "", 4096, 2048, "idle_bytes"),
     Target("10,000 idle: throughput on 64 others, by before", "idle", "kore-uring", "", 0.9, None, "idle_rate"),
     Target("p99 at half load: µs above nginx", "paced", "kore-uring", "nginx", 100, 0, "p99_above"),
     Target("first response, seconds", "startup", "kore-uring", "", 0.4, 0.2, "start_seconds"),
+    Target("first response with the sandbox, seconds", "startup", "kore-uring sandboxed", "", 0.4, 0.2,
+           "start_seconds"),
 )
 
 LESS_IS_BETTER = {"idle_bytes", "p99_above", "start_seconds", "upload_growth"}

@@ -11,6 +11,7 @@ from typing import Any
 from tests.perf.cases import CASES, LATE_US_MAX, LESS_IS_BETTER, TARGETS, Case, Target
 from tests.perf.load import Measurement
 
+SANDBOX_NOTE = "kore runs without its sandbox, in deployment dev, but for the rows that name it"
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 
 
@@ -130,6 +131,8 @@ def case_table(results: Results, case: Case) -> str:
             ("connections", "idle_open", 0), ("bytes each", "idle_bytes", 0), ("req/s by before", "idle_rate", 2)]))
     if case.how == "upload":
         lines.append(_simple_table(results, case, [("bytes of memory more", "upload_growth", 0)]))
+    if case.name == "messages":
+        lines.append(_simple_table(results, case, [("the generator's share of its core", "busy", 2)]))
     if case.how == "paced":
         lines.append(_simple_table(results, case, [
             ("rate asked", "rate_asked", 0), ("generator's own lateness, p99 µs", "late", 0)]))
@@ -175,6 +178,7 @@ def target_table(results: Results) -> str:
             f"  {verdict(target, cpu)}".rstrip())
     if "paced" in asked and "paced" in results.rounds:
         lines.append(f"p99 at half load: rounds with the generator over {LATE_US_MAX} µs late do not count")
+    lines.append(SANDBOX_NOTE)
     lines.append("ratios: more is better; by CPU time: requests per second of CPU (user and system), ours by theirs")
     return "\n".join(lines)
 
@@ -207,8 +211,9 @@ def readme_table(results: Results) -> str:
     peers = ("nginx", "fastwsgi", "granian", "uvicorn", "uvloop", "python")
     versions = ", ".join(f"{name} {facts['versions'][name]}" for name in peers if name in facts["versions"])
     where = f"{facts['date'][:10]}, {facts['machine']}, {facts['kernel']}; {versions}."
+    note = f"{SANDBOX_NOTE[0].upper()}{SANDBOX_NOTE[1:]}: there it is what serves in production."
     more = "All figures and latencies: [docs/bench.json](docs/bench.json), [docs/bench.png](docs/bench.png)."
-    return "\n".join([*rows, "", where, more])
+    return "\n".join([*rows, "", where, note, more])
 
 
 def update_readme(path: Path, table: str) -> None:

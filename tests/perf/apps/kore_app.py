@@ -1,4 +1,8 @@
-"""The application kore runs in the rig; the argument is the port."""
+"""The application kore runs in the rig; the argument is the port.
+
+With KORE_SANDBOX=yes it is what serves in production: as root with a root directory and another user. Without root
+there is neither to be had, so the rest of the sandbox is measured.
+"""
 
 import os
 
@@ -11,6 +15,10 @@ class App:
     def configure(self, args):
         kore.config.workers = 1
         kore.config.deployment = "dev"
+        if os.environ.get("KORE_SANDBOX") == "yes" and os.geteuid() == 0:
+            kore.config.deployment = "docker"  # production in the foreground
+            kore.config.root = os.getcwd()
+            kore.config.runas = "nobody"
         # As many connections as the idle case asks for, held as long as it lasts; the peers are told the same.
         kore.config.worker_max_connections = 16384
         kore.config.worker_rlimit_nofiles = 17408
