@@ -168,16 +168,21 @@ class SpawnerClient:
 
     def close(self) -> None:
         """End the spawner, and with it all it has started; waits for that a little."""
+        how = os.WNOHANG
         try:
             self._sock.settimeout(END_SECONDS_MAX)
             self._sock.shutdown(socket.SHUT_WR)
             while self._sock.recv(REPLY_BYTES):
-                pass  # of a request that was given up; its own end is closed by its exit
-            os.waitpid(self.pid, 0)
+                pass  # of a request that was given up
+            how = 0  # its end of the socket is closed by its exit, so the kernel is just about to tell of that
         except OSError:
-            pass  # closed already; or reaped by whoever reaps what this worker leaves
+            pass  # it has ended before, or does not
         finally:
             self._sock.close()
+        try:
+            os.waitpid(self.pid, how)
+        except OSError:
+            pass  # reaped by somebody else
 
 
 def start_spawner(terms: Terms) -> SpawnerClient:
