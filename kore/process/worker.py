@@ -28,10 +28,11 @@ from kore.http.settings import HttpSettings
 from kore.process import affinity, filtering, prctl, reopening, role, title
 from kore.process.channel import ChannelError, Kind
 from kore.process.descriptors import close_inherited, limit_descriptors
+from kore.process.hints import Hints
 from kore.process.log import LOG_ERR, LOG_NOTICE
 from kore.process.parent import WorkerPlace
 from kore.process.post import Post
-from kore.reactor import spawning, tasks
+from kore.reactor import spawning, tasks, trace
 from kore.reactor.processes import kill_running
 from kore.reactor.watchdog import Watchdog
 from kore.sandbox import confinement
@@ -92,6 +93,8 @@ def run(orders: WorkerOrders, place: WorkerPlace) -> int:
         return 1
     except SandboxError as error:
         role.role.fatalx(f"worker {place.worker} cannot be confined: {error}")
+    if orders.confinement.on:
+        trace.set_explain(Hints(orders.confinement, role.role.log).look)
     asyncio.set_event_loop(loop)
     try:
         _promise(orders.plan)
@@ -140,12 +143,15 @@ def _start_spawner(orders: WorkerOrders) -> None:
     if programs == (NO_PROGRAMS,):
         spawning.refuse("kore.config.sandbox_programs is none; name the program there to allow it")
         return
+    from kore.sandbox import landlock
     from kore.sandbox.spawner import Terms, start_spawner
 
     label = role.role.label.replace("wrk", "proc")
     spawner = start_spawner(Terms(programs=programs, prepare=partial(title.set_title, orders.name, label)))
+    of_the_kernel = landlock.missing(landlock.abi())  # told once for all by the parent
     for line in spawner.told:
-        role.role.log(LOG_NOTICE, f"programs started by kore.proc: {line}")
+        if line not in of_the_kernel:
+            role.role.log(LOG_NOTICE, f"programs started by kore.proc: {line}")
     spawning.use(spawner)
 
 
