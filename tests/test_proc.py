@@ -20,7 +20,6 @@ from support import alive, wait_until
 import kore
 from kore import reactor
 from kore.reactor import spawning
-from kore.reactor.children import OwnChild
 from kore.sandbox.spawner import Terms, start_spawner
 
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning", "error::ResourceWarning")
@@ -71,11 +70,7 @@ def script(text: str) -> str:
 
 def known(proc) -> None:
     """Wait, without the loop, until this process could learn that another has ended."""
-    child = proc._child._child
-    if isinstance(child, OwnChild):
-        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    else:
-        assert select.select([child], [], [], 20)[0]
+    assert select.select([proc._child._child], [], [], 20)[0]
 
 
 async def gone(pid: int) -> None:

@@ -164,7 +164,7 @@ def test_the_parent_keeps_what_it_needs_to_start_workers_and_no_more(tmp_path, e
         found = status(server.program.pid)
         wanted = {
             privileges.CAP_DAC_OVERRIDE, privileges.CAP_KILL, privileges.CAP_SETGID, privileges.CAP_SETUID,
-            privileges.CAP_SETPCAP, privileges.CAP_SYS_CHROOT, privileges.CAP_SYS_PTRACE,
+            privileges.CAP_SETPCAP, privileges.CAP_SYS_CHROOT,
         }  # fmt: skip
         mask = sum(1 << number for number in wanted)
         have = privileges._capget()[1]

@@ -161,10 +161,8 @@ def notices(confinement: Confinement, deployment: Deployment) -> Iterator[str]:
 
 
 def kept_by_parent(confinement: Confinement) -> frozenset[int]:
-    """The capabilities that the parent needs to fork workers, to signal them, and to open logs again; and to read from
-    a worker what the deadly call it makes is about, since that is no child that may be looked into (PR_SET_DUMPABLE).
-    """
-    kept = {privileges.CAP_SETPCAP, privileges.CAP_DAC_OVERRIDE, privileges.CAP_SYS_PTRACE}
+    """The capabilities that the parent needs to fork workers, to signal them, and to open logs again."""
+    kept = {privileges.CAP_SETPCAP, privileges.CAP_DAC_OVERRIDE}
     if confinement.rights.chroot:
         kept.add(privileges.CAP_SYS_CHROOT)
     if confinement.rights.identity is not None:

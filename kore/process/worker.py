@@ -143,15 +143,12 @@ def _start_spawner(orders: WorkerOrders) -> None:
     if programs == (NO_PROGRAMS,):
         spawning.refuse("kore.config.sandbox_programs is none; name the program there to allow it")
         return
-    from kore.sandbox import landlock
     from kore.sandbox.spawner import Terms, start_spawner
 
     label = role.role.label.replace("wrk", "proc")
     spawner = start_spawner(Terms(programs=programs, prepare=partial(title.set_title, orders.name, label)))
-    of_the_kernel = landlock.missing(landlock.abi())  # told once for all by the parent
     for line in spawner.told:
-        if line not in of_the_kernel:
-            role.role.log(LOG_NOTICE, f"programs started by kore.proc: {line}")
+        role.role.log(LOG_NOTICE, f"programs started by kore.proc: {line}")
     spawning.use(spawner)
 
 
