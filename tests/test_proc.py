@@ -20,7 +20,7 @@ from support import alive, wait_until
 import kore
 from kore import reactor
 from kore.reactor import spawning
-from kore.sandbox.spawner import Terms, start_spawner
+from kore.sandbox.spawner import Program, Terms, start_spawner
 
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning", "error::ResourceWarning")
 
@@ -70,7 +70,11 @@ def script(text: str) -> str:
 
 def known(proc) -> None:
     """Wait, without the loop, until this process could learn that another has ended."""
-    assert select.select([proc._child._child], [], [], 20)[0]
+    child = proc._child._child
+    if isinstance(child, Program):
+        assert select.select([child._channel], [], [], 20)[0]
+    else:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
 
 
 async def gone(pid: int) -> None:

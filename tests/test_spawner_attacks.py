@@ -99,7 +99,7 @@ def test_what_is_no_request_ends_the_conversation(hire, how) -> None:
 def test_a_signal_that_is_none(hire) -> None:
     """On a channel: the same end."""
     attacker = Attacker(hire)
-    os.write(attacker.victim.fileno(), b"\0\xff")
+    os.write(attacker.victim._channel, b"\0\xff")
     assert attacker.exit_code() == EXIT_PROTOCOL
 
 

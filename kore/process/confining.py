@@ -161,8 +161,11 @@ def notices(confinement: Confinement, deployment: Deployment) -> Iterator[str]:
 
 
 def kept_by_parent(confinement: Confinement) -> frozenset[int]:
-    """The capabilities that the parent needs to fork workers, to signal them, and to open logs again."""
-    kept = {privileges.CAP_SETPCAP, privileges.CAP_DAC_OVERRIDE}
+    """The capabilities that the parent needs to fork workers, to signal them, and to open logs again.
+
+    CAP_SYS_PTRACE is for the log alone: to read which file or program a call was about that a worker is killed for.
+    """
+    kept = {privileges.CAP_SETPCAP, privileges.CAP_DAC_OVERRIDE, privileges.CAP_SYS_PTRACE}
     if confinement.rights.chroot:
         kept.add(privileges.CAP_SYS_CHROOT)
     if confinement.rights.identity is not None:

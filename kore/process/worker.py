@@ -143,10 +143,18 @@ def _start_spawner(orders: WorkerOrders) -> None:
     if programs == (NO_PROGRAMS,):
         spawning.refuse("kore.config.sandbox_programs is none; name the program there to allow it")
         return
+    from kore.sandbox import program_policy
     from kore.sandbox.spawner import Terms, start_spawner
 
+    mine = orders.confinement
     label = role.role.label.replace("wrk", "proc")
-    spawner = start_spawner(Terms(programs=programs, prepare=partial(title.set_title, orders.name, label)))
+    spawner = start_spawner(Terms(
+        programs=programs,
+        write=tuple(path for path in ("/dev/null", *mine.write) if os.path.exists(path)),
+        connect_ports=mine.connect_ports,
+        prepare=partial(title.set_title, orders.name, label),
+        install_filter=partial(program_policy.put_on, connect=mine.connects, listed=bool(programs)),
+    ))
     for line in spawner.told:
         role.role.log(LOG_NOTICE, f"programs started by kore.proc: {line}")
     spawning.use(spawner)

@@ -57,6 +57,7 @@ def prepare(confinement: Confinement) -> None:
     if confinement.on:
         privileges.prepare()
         from kore.sandbox import landlock as _landlock  # noqa: F401 (a worker may live where they cannot be loaded)
+        from kore.sandbox import program_policy as _program_policy  # noqa: F401
         from kore.sandbox import spawner as _spawner  # noqa: F401
     if confinement.on or confinement.tracing:
         from kore.sandbox import seccomp

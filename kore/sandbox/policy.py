@@ -78,7 +78,7 @@ ALLOWED: Final[Mapping[str, Mapping[str, str]]] = {
         "uname": "platform, clients", "sysinfo": "sorting in the C library", "getrusage": "metrics",
         # Sockets it has.
         "recvfrom": "clients", "sendto": "channel, clients", "recvmsg": "channel", "sendmsg": "channel",
-        "accept4": "clients", "shutdown": "clients", "getsockname": "who is it", "getpeername": "who is it",
+        "accept4": "clients", "getsockname": "who is it", "getpeername": "who is it",
         "getsockopt": "errors, kinds",
     },
     "uring": {"io_uring_enter": "the one call of the loop"},
@@ -277,6 +277,9 @@ def _sockets(features: Features) -> Iterator[Rule]:
                     yield Rule("socket", ALLOW, _kind(family, socket.SOCK_DGRAM, protocol))
     else:
         yield Rule("connect", refuse(errno.EACCES))
+        # No socket here may be connected anew: a listener that is shut down for reading could, by fast open.
+        yield Rule("shutdown", ALLOW, (word_is(1, socket.SHUT_WR),))
+        yield Rule("shutdown", refuse(errno.EACCES))
     yield Rule("socket", refuse(errno.EACCES))
 
 

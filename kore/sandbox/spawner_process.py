@@ -160,12 +160,22 @@ def confine(sock: socket.socket, terms: Terms) -> _Confined:
 
 def _keep_only(sock: socket.socket) -> None:
     """Close every descriptor but the socket; the standard ones are /dev/null."""
-    null = os.open("/dev/null", os.O_RDWR)
+    null = _nowhere()
     for fd in range(3):
         if fd != sock.fileno():
             os.dup2(null, fd)
     os.closerange(3, sock.fileno())
     os.closerange(max(sock.fileno(), 2) + 1, DESCRIPTORS_END)
+
+
+def _nowhere() -> int:
+    """A descriptor without content; behind a chroot, where there may be no /dev, a socket whose other end is closed."""
+    try:
+        return os.open("/dev/null", os.O_RDWR)
+    except OSError:
+        left, right = socket.socketpair()
+        right.close()
+        return left.detach()
 
 
 def _drop_capabilities() -> None:
