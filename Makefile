@@ -7,9 +7,9 @@ SETUP := $(VENV)/.setup-done
 RIG_SETUP := $(RIG)/.setup-done
 CACHES := .pytest_cache .mypy_cache .ruff_cache .hypothesis docs/bench.json docs/bench.png README.md
 
-# Tests that touch no engine: once is enough.
+# Tests that touch no engine, or leave the choice to kore: once is enough.
 ENGINE_FREE := test_house test_http_parser test_http_routes test_http_status test_settings test_public_names test_rig \
-	test_rig_messages test_kqueue_standin test_bsd_pledge test_bsd_system
+	test_rig_messages test_kqueue_standin test_bsd_pledge test_bsd_system test_process_surroundings
 ENGINE_FREE_ARGS := $(foreach name,$(ENGINE_FREE),--ignore=tests/$(name).py)
 
 # What runs on the engine of the BSDs as well, on the stand-in for kqueue: the driver, the reactor on it, processes, and
@@ -20,6 +20,11 @@ KQUEUE := $(wildcard tests/test_driver_*.py tests/test_reactor_*.py) $(patsubst 
 	test_http_files_sending)
 KQUEUE_ENV := KORE_IO=kqueue PYTHONPATH=$(CURDIR)/tests/kqueue
 
+# What runs once more with the workers of all servers in the sandbox, as outside development they are: about two minutes.
+INSIDE := $(patsubst %,tests/%.py,test_reference test_reference_awaitables test_http_server_handlers test_http_bodies \
+	test_http_files test_websocket_clients test_asgi_frameworks test_proc_odd test_curl_ends test_postgresql_served \
+	test_libraries_clients test_examples_files)
+
 # With sudo, what root wrote goes back to who called it.
 GIVE_BACK = @if [ -n "$$SUDO_UID" ]; then for f in $(CACHES); do if [ -e "$$f" ]; then \
 	chown -R "$$SUDO_UID:$${SUDO_GID:-$$SUDO_UID}" "$$f"; fi; done; fi
@@ -28,7 +33,8 @@ GIVE_BACK = @if [ -n "$$SUDO_UID" ]; then for f in $(CACHES); do if [ -e "$$f" ]
 
 help:
 	@echo "make run     set up, then serve examples/hello.py on http://127.0.0.1:8888/"
-	@echo "make test    set up, then run the tests on io_uring and on epoll, and the engines' also on a stand-in for kqueue"
+	@echo "make test    set up, then run the tests on io_uring and on epoll, a part of them once more with the sandbox around"
+	@echo "             the workers, and those of engines also on a stand-in for kqueue"
 	@echo "make check   ruff, mypy and the house rules"
 	@echo "make bench   compare with other servers (SHORT=1: two minutes; UPDATE=1: write the results into docs/ and README.md;"
 	@echo "             ARGS=\"--cases plain --peers nginx\" goes to the rig)"
@@ -53,13 +59,20 @@ run: $(SETUP)
 test: $(SETUP)
 	@sh scripts/setup.sh browser
 	@sh scripts/setup.sh services
-	@status=0; if reason=$$($(BIN)/python scripts/try_uring.py 2>&1); then \
+	@status=0; engines=epoll; if reason=$$($(BIN)/python scripts/try_uring.py 2>&1); then \
+		engines="uring epoll"; \
 		echo "test: everything, on io_uring"; KORE_IO=uring $(BIN)/python -m pytest -q || status=1; \
 		echo "test: what depends on the engine, on epoll"; \
 		KORE_IO=epoll $(BIN)/python -m pytest -q $(ENGINE_FREE_ARGS) || status=1; \
 	else \
 		echo "test: no io_uring here ($$reason): the tests run on epoll only"; \
 		KORE_IO=epoll $(BIN)/python -m pytest -q || status=1; \
+	fi; \
+	if reason=$$($(BIN)/python scripts/try_sandbox.py 2>&1); then for engine in $$engines; do \
+		echo "test: with the workers in the sandbox, on $$engine"; \
+		KORE_SANDBOX=yes KORE_IO=$$engine $(BIN)/python -m pytest -q $(INSIDE) || status=1; \
+	done; else \
+		echo "test: no sandbox here ($$reason): no test runs with the workers in it"; \
 	fi; \
 	echo "test: the engines' tests, on kqueue's stand-in"; $(KQUEUE_ENV) $(BIN)/python -m pytest -q $(KQUEUE) || status=1; \
 	exit $$status

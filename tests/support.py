@@ -66,6 +66,9 @@ async def never(req):
 """
 """An application with a fast, a slow, an endless and a spinning route; `text` may add to it."""
 
+SANDBOXED = os.environ.get("KORE_SANDBOX") == "yes"
+"""Whether this run of the tests has the workers of all servers confined (KORE_SANDBOX=yes, which is passed on)."""
+
 SECONDS = 20.0
 """How long a test waits for what should take milliseconds, on a machine that is busy."""
 

@@ -336,6 +336,9 @@ async def endless(req):
 '''
 
 
+WORKER = "kore.config.sandbox_connect = 'any'\n" + WORKER
+
+
 def served(request, wire):
     if request.target == "/stuck":
         return stall(request, wire)

@@ -68,6 +68,7 @@ def files(directory: Path) -> list[str]:
 def place(request, tmp_path_factory):
     directory = tmp_path_factory.mktemp("bodies")
     options = f"kore.config.http_body_disk_offload = {OFFLOAD}\nkore.config.http_body_max = 2**33"
+    options += "\nkore.config.sandbox_write = '.'"  # one handler moves a file away
     with serving(directory, request.param, TEXT, options) as made:
         yield made, directory
 

@@ -93,6 +93,11 @@ def database(text: str, server: PostgresServer) -> str:
     return f"PORT, USER, DATABASE = {server.port}, {USER!r}, {DATABASE!r}\n{text}"
 
 
+def connecting(port: int) -> str:
+    """Options for an application that connects there by itself, which kore knows nothing of."""
+    return f"kore.config.sandbox_connect = {port}"
+
+
 def sessions(server: PostgresServer, where: str) -> int:
     return int(server.psql(f"SELECT count(*) FROM pg_stat_activity WHERE application_name = 'library' AND {where}"))
 
@@ -100,7 +105,8 @@ def sessions(server: PostgresServer, where: str) -> int:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_asyncpg(tmp_path, engine, postgresql):  # noqa: F811 - the fixture
     """Queries, transactions, COPY, cursors, notifications, time limits; and nothing is left of clients that leave."""
-    with mounting(tmp_path, engine, database(ASYNCPG, postgresql)) as server, server.client() as client:
+    allowed = connecting(postgresql.port)
+    with mounting(tmp_path, engine, database(ASYNCPG, postgresql), allowed) as server, server.client() as client:
         for _ in range(3):
             assert json.loads(client.ask(request("/value")).body) == [42, "é", [1, 2]]
         assert json.loads(client.ask(request("/many")).body) == [sum(range(5000)), 5000]
@@ -219,7 +225,8 @@ async def dispose(req):
 def test_sqlalchemy(tmp_path, engine, postgresql):  # noqa: F811 - the fixture
     """An engine, sessions, relations, streams, rollbacks; a connection whose client left is not used by the next."""
     text = f"TABLE = 'author_{engine}'\n" + SQLALCHEMY
-    with mounting(tmp_path, engine, database(text, postgresql)) as server, server.client() as client:
+    allowed = connecting(postgresql.port)
+    with mounting(tmp_path, engine, database(text, postgresql), allowed) as server, server.client() as client:
         assert client.ask(request("/create")).status == 201
         for _ in range(3):
             assert json.loads(client.ask(request("/read")).body) == ["Ann", ["A", "B"], 2]
@@ -338,7 +345,8 @@ def redis(tmp_path: Path) -> Iterator[int]:
 def test_redis(tmp_path, engine, redis):
     """Commands, large values, a pipeline, published messages; and clients that leave in blocking commands."""
     (tmp_path / "app").mkdir()
-    with mounting(tmp_path / "app", engine, f"PORT = {redis}\n{REDIS}") as server, server.client() as client:
+    text = f"PORT = {redis}\n{REDIS}"
+    with mounting(tmp_path / "app", engine, text, connecting(redis)) as server, server.client() as client:
         for _ in range(2):
             assert json.loads(client.ask(request("/commands")).body) == ["é", {"a": "1", "b": "2"}, 1, True]
             assert client.ask(request("/pipeline")).body == str(sum(range(1000))).encode()

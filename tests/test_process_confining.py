@@ -11,8 +11,10 @@ import pytest
 import kore
 from kore.application.declared import application
 from kore.application.plan import freeze
+from kore.application.privileges import Deployment
 from kore.errors import StartError
 from kore.process import confining
+from kore.sandbox.confinement import Confinement
 from tests.application_harness import declare_domain
 
 
@@ -130,3 +132,16 @@ def test_paths_of_options_must_be_inside_the_root(tmp_path, option):
         found = confinement(chroot=True)
         assert found.read == (("/", wanted) if option == "sandbox_read" else ("/",))
         assert found.write == (() if option == "sandbox_read" else (wanted,))
+
+
+def test_mounted_applications_without_a_place_for_temporary_files_are_told_of(monkeypatch):
+    for name in ("TMPDIR", "TEMP", "TMP"):
+        monkeypatch.delenv(name, raising=False)
+    for write, told in (((), True), (("/srv/state",), True), (("/tmp",), False), ((os.getcwd(),), False)):
+        mine = Confinement(process="worker", on=True, mounts=("site",), write=write)
+        found = [line for line in confining.notices(mine, Deployment("dev", True, False, False)) if "temporary" in line]
+        assert bool(found) is told
+        assert not told or "kore.config.sandbox_write = '/tmp'" in found[0]
+    monkeypatch.setenv("TMPDIR", "/srv/state/own")
+    mine = Confinement(process="worker", on=True, mounts=("site",), write=("/srv/state",))
+    assert "temporary" not in "".join(confining.notices(mine, Deployment("dev", True, False, False)))

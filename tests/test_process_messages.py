@@ -64,7 +64,8 @@ def engine(request):
 @pytest.fixture
 def start(tmp_path, engine):
     with starter(tmp_path) as programs:
-        yield lambda text="", workers=2: programs.serve(APP + text, workers=workers, io=engine)
+        options = "kore.config.sandbox_write = '.'"  # where it records what it got
+        yield lambda text="", workers=2: programs.serve(APP + text, workers=workers, io=engine, options=options)
 
 
 def run(program, worker, code):

@@ -142,6 +142,7 @@ import kore
 
 kore.config.workers = 1
 kore.config.deployment = "dev"
+kore.config.sandbox_connect = 3332
 kore.server("default", ip="127.0.0.1", port="{port}", tls=False)
 dom = kore.domain("*", attach="default")
 
@@ -442,6 +443,7 @@ import socket
 
 kore.config.deployment = "dev"
 kore.config.workers = 1
+kore.config.sandbox_connect = {port}
 kore.server(ip="127.0.0.1", port="{port}", tls=False)
 kore.domain("*")
 

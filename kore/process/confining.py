@@ -37,6 +37,9 @@ SYSTEM_FILES: Final = (
 )  # fmt: skip
 """Read by every worker outside a chroot, where they are."""
 
+TEMPORARY: Final = ("/tmp", "/var/tmp", "/usr/tmp")  # noqa: S108 (nothing is written there by us)
+"""Where Python's tempfile looks, besides what the environment names and the current directory."""
+
 _OPENAT2: Final = 437
 _RESOLVE_IN_ROOT: Final = 0x10
 
@@ -159,10 +162,28 @@ def notices(confinement: Confinement, deployment: Deployment) -> Iterator[str]:
         yield from landlock.missing(landlock.abi())
         if confinement.connects:
             yield from landlock.blind_spots()
+    if confinement.on and confinement.mounts and not _has_temporary_files(confinement):
+        # Frameworks catch the error, and answer as if the client had sent nonsense.
+        yield (
+            "mounted applications have nowhere to write temporary files, which frameworks keep large uploads in: "
+            f"kore.config.sandbox_write = {TEMPORARY[0]!r} allows it"
+        )
     if given.chroot:
         for path in confinement.sockets:
             if not os.path.exists(f"{given.root}/{path}"):
                 yield f"{path} of a database is not inside the root {given.root}: it cannot be connected to"
+
+
+def _has_temporary_files(mine: Confinement) -> bool:
+    """Whether one of the directories that tempfile tries may be written to."""
+    named = [os.environ[name] for name in ("TMPDIR", "TEMP", "TMP") if os.environ.get(name)]
+    current = "/" if mine.rights.chroot else mine.rights.root or os.getcwd()
+    places = [os.path.join(os.path.realpath(path), "") for path in mine.write]
+    return any(
+        os.path.join(os.path.realpath(path), "").startswith(place)
+        for path in (*named, *TEMPORARY, current)
+        for place in places
+    )
 
 
 def kept_by_parent(confinement: Confinement) -> frozenset[int]:

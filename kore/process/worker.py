@@ -28,10 +28,11 @@ from kore.http.settings import HttpSettings
 from kore.process import affinity, filtering, prctl, reopening, role, title
 from kore.process.channel import ChannelError, Kind
 from kore.process.descriptors import close_inherited, limit_descriptors
+from kore.process.hints import Hints
 from kore.process.log import LOG_ERR, LOG_NOTICE
 from kore.process.parent import WorkerPlace
 from kore.process.post import Post
-from kore.reactor import spawning, tasks
+from kore.reactor import spawning, tasks, trace
 from kore.reactor.processes import kill_running
 from kore.reactor.watchdog import Watchdog
 from kore.sandbox import confinement
@@ -94,6 +95,8 @@ def run(orders: WorkerOrders, place: WorkerPlace) -> int:
         return 1
     except SandboxError as error:
         role.role.fatalx(f"worker {place.worker} cannot be confined: {error}")
+    if orders.confinement.on:
+        trace.set_explain(Hints(orders.confinement, role.role.log).look)
     asyncio.set_event_loop(loop)
     try:
         _promise(orders.plan)

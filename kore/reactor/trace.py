@@ -27,12 +27,19 @@ def _to_stderr(_priority: int, text: str) -> None:
 
 _log: Log = _to_stderr
 _tracer: Tracer | None = None
+_explain: Callable[[BaseException], object] | None = None
 
 
 def set_log(function: Log | None) -> None:
     """Send log lines of the reactor to `function`; None: to standard error again."""
     global _log
     _log = _to_stderr if function is None else function
+
+
+def set_explain(function: Callable[[BaseException], object] | None) -> None:
+    """Have `function`, which must not raise, see every exception that was reported, to say more of it; None: nobody."""
+    global _explain
+    _explain = function
 
 
 def log(priority: int, text: str) -> None:
@@ -70,6 +77,12 @@ def report_exception(where: str, exc: BaseException) -> None:
     """
     if isinstance(exc, StopIteration):
         return
+    _tell(where, exc)
+    if _explain is not None:
+        _explain(exc)
+
+
+def _tell(where: str, exc: BaseException) -> None:
     if _tracer is not None:
         try:
             _tracer(type(exc), exc, exc.__traceback__)

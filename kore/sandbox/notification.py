@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import select
+import stat
 import struct
 from dataclasses import dataclass
 from typing import Final
@@ -47,11 +48,22 @@ class Notification:
 
 
 def is_listener(fd: int) -> bool:
-    """Whether `fd` is a listener. False for everything else, also where there is no /proc."""
+    """Whether `fd` is a listener; False for everything else.
+
+    Where there is no /proc, that is a file without a type, as anonymous inodes are, which has heard of notifications:
+    no file or device is asked, whose driver might do something else at that number.
+    """
     try:
         return os.readlink(f"/proc/self/fd/{fd}") == LISTENER_LINK
     except OSError:
-        return False
+        pass
+    try:
+        if stat.S_IFMT(os.fstat(fd).st_mode):
+            return False
+        fcntl.ioctl(fd, ID_VALID, struct.pack("=Q", 0))
+    except OSError as error:
+        return error.errno == errno.ENOENT  # it looked for a notification of that number
+    return True
 
 
 def poll(fd: int) -> int:

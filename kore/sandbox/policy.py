@@ -53,7 +53,7 @@ ALLOWED: Final[Mapping[str, Mapping[str, str]]] = {
         "pread64": "files at a place", "preadv2": "is it in memory already", "lseek": "files",
         "fstat": "sizes of files", "sendfile": "files, large responses", "splice": "files that are on a disk",
         "pipe2": "pipes to splice through", "dup3": "an access log that was opened again",
-        "memfd_create": "large responses",
+        "memfd_create": "large responses", "eventfd2": "libcurl, which then says itself that it may not connect",
         # Asking for files; opening them has conditions.
         "newfstatat": "import, files", "stat": "the same in musl", "lstat": "the same in musl",
         "access": "import, files", "faccessat": "the same, aarch64", "faccessat2": "the same as effective user",
@@ -86,11 +86,12 @@ ALLOWED: Final[Mapping[str, Mapping[str, str]]] = {
     "files": {"openat2": "files below a root"},
     "write": {
         "flock": "whose file it is", "mkdir": "directories", "mkdirat": "the same, aarch64",
-        "unlink": "files go", "unlinkat": "the same", "rename": "files are put in their place",
-        "renameat": "the same, aarch64", "pwrite64": "files at a place", "ftruncate": "files get shorter",
+        "unlink": "files go", "unlinkat": "the same", "rmdir": "directories go",
+        "rename": "files are put in their place", "renameat": "the same, aarch64",
+        "pwrite64": "files at a place", "ftruncate": "files get shorter",
         "fsync": "files stay", "fdatasync": "the same",
     },
-    "connect": {"connect": "connections", "eventfd2": "libcurl wakes itself"},
+    "connect": {"connect": "connections"},
     "resolver": {"sendmmsg": "two questions at once"},
 }  # fmt: skip
 """Calls by feature, each with what it is for. Their arguments do not matter, so the kernel decides them at once; but
@@ -154,7 +155,9 @@ FCNTLS: Final = {
     0: "F_DUPFD", 1030: "F_DUPFD_CLOEXEC", 1: "F_GETFD", 2: "F_SETFD", 3: "F_GETFL", 4: "F_SETFL",
     1032: "F_GETPIPE_SZ", 1031: "F_SETPIPE_SZ",
 }  # fmt: skip
-"""Not among them: F_SETOWN and F_SETSIG, by which the kernel sends signals to others; locks; leases; seals."""
+"""Not among them: F_SETOWN and F_SETSIG, by which the kernel sends signals to others; leases; seals."""
+LOCKS: Final = {5: "F_GETLK: who holds a part of a file", 6: "F_SETLK: SQLite", 7: "F_SETLKW: the same, waiting"}
+"""Where files are written to as well: others may write to them too."""
 PRCTLS: Final = {15: "PR_SET_NAME: names of threads", 16: "PR_GET_NAME"}
 SOCKET_OPTIONS: Final = {socket.SOL_SOCKET: (26, 50, 51, 52), socket.IPPROTO_TCP: (19, 31)}
 """Levels whose options may be set, but for these: SO_ATTACH_* (programs in the kernel), TCP_REPAIR and TCP_ULP."""
@@ -170,7 +173,7 @@ def worker_rules(features: Features, pid: int, *, deadly: int, tracing: bool = F
 
     `deadly` is the action of deadly calls. Tracing makes it, and every refusal that could surprise, NOTIFY.
     """
-    parts = [*_files(features), *_memory(), *_threads(), *_signals(pid), *_settings(pid), *_sockets(features)]
+    parts = [*_files(features), *_memory(), *_threads(), *_signals(pid), *_settings(features, pid), *_sockets(features)]
     rules = [*_expected(), *(_traced(rule) if tracing else rule for rule in parts)]
     for feature in ("always", features.engine, *_declared(features)):
         rules += [Rule(call, ALLOW) for call in ALLOWED.get(feature, ())]
@@ -243,10 +246,10 @@ def _signals(pid: int) -> Iterator[Rule]:
         yield Rule(call, refuse(errno.EPERM))
 
 
-def _settings(pid: int) -> Iterator[Rule]:
+def _settings(features: Features, pid: int) -> Iterator[Rule]:
     """Calls with many purposes, of which a few are wanted."""
     yield from _only("ioctl", 1, IOCTLS, errno.ENOTTY)
-    yield from _only("fcntl", 1, FCNTLS, errno.EPERM)
+    yield from _only("fcntl", 1, {**FCNTLS, **(LOCKS if features.write else {})}, errno.EPERM)
     yield from _only("prctl", 0, PRCTLS, errno.EINVAL)
     for mine in (0, pid):  # read limits, set none
         yield Rule("prlimit64", ALLOW, (word_is(0, mine), is_null(2)))

@@ -68,4 +68,8 @@ def put_on(*, connect: bool, listed: bool) -> None:
     try:
         install(assemble(rules, ALLOW, this_machine()), listener=False)
     except OSError as error:
-        raise SandboxError(STEP, f"that of programs cannot be installed: {error}") from error
+        raise SandboxError(
+            STEP,
+            f"that of programs cannot be installed ({error}); it needs Linux 4.14 with CONFIG_SECCOMP_FILTER, or "
+            "kore.config.sandbox = 'no'",
+        ) from error
