@@ -160,12 +160,22 @@ def confine(sock: socket.socket, terms: Terms) -> _Confined:
 
 def _keep_only(sock: socket.socket) -> None:
     """Close every descriptor but the socket; the standard ones are /dev/null."""
-    null = os.open("/dev/null", os.O_RDWR)
+    null = _null()
     for fd in range(3):
         if fd != sock.fileno():
             os.dup2(null, fd)
     os.closerange(3, sock.fileno())
     os.closerange(max(sock.fileno(), 2) + 1, DESCRIPTORS_END)
+
+
+def _null() -> int:
+    """A descriptor that nothing is read from: /dev/null, or in a root without one a pipe that nobody writes to."""
+    try:
+        return os.open("/dev/null", os.O_RDWR)
+    except OSError:
+        reading, writing = os.pipe()
+        os.close(writing)
+        return reading
 
 
 def _drop_capabilities() -> None:
