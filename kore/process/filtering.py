@@ -27,6 +27,7 @@ def features_of(confinement: Confinement, plan: Plan, engine: str) -> Features:
         write=bool(confinement.write),
         connect=confinement.connects,
         resolver=confinement.names,
+        paths=bool(confinement.sockets) or confinement.connect_ports is None,
     )
 
 

@@ -140,10 +140,12 @@ def _start_spawner(orders: WorkerOrders) -> None:
     if programs == (NO_PROGRAMS,):
         spawning.refuse("kore.config.sandbox_programs is none; name the program there to allow it")
         return
+    from kore.sandbox.seccomp import confine_programs
     from kore.sandbox.spawner import Terms, start_spawner
 
     label = role.role.label.replace("wrk", "proc")
-    spawner = start_spawner(Terms(programs=programs, prepare=partial(title.set_title, orders.name, label)))
+    prepare = partial(title.set_title, orders.name, label)
+    spawner = start_spawner(Terms(programs=programs, prepare=prepare, install_filter=confine_programs))
     for line in spawner.told:
         role.role.log(LOG_NOTICE, f"programs started by kore.proc: {line}")
     spawning.use(spawner)

@@ -5,6 +5,8 @@ program has a way to go on without it. It is *deadly*: no worker makes it for an
 is not ours any more and is ended, by name. And what stands nowhere here does not exist: ENOSYS, which is what libraries
 expect of a kernel that is older than they are.
 
+Programs that kore.proc starts are strangers' code: all is allowed to them but what leads out (`program_rules`).
+
 Allowed without conditions are calls that act on what the process has already, or only ask; what opens, creates or
 changes rights has conditions. Io_uring is not seen here at all: the ring has its own list of operations.
 """
@@ -44,6 +46,8 @@ class Features:
     """It opens connections: databases, transfers, sandbox_connect. Where to is Landlock's."""
     resolver: bool = False
     """It looks up names, for which it needs UDP."""
+    paths: bool = False
+    """It connects to sockets that have a path. Which ones is nobody's: neither Landlock nor a filter sees the path."""
 
 
 ALLOWED: Final[Mapping[str, Mapping[str, str]]] = {
@@ -145,6 +149,10 @@ THREAD_FLAGS: Final = 0x3D0F00
 CLONE_DETACHED: Final = 0x400000  # means nothing; musl sets it
 SOCK_TYPE_MASK: Final = 0xF
 MSG_FASTOPEN: Final = 0x20000000
+NAMESPACES: Final = (0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000)
+"""CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET; clone(2) knows no more."""
+TERMINAL_INPUT: Final = (0x5412, 0x541C)
+"""TIOCSTI and TIOCLINUX: what they put into a terminal, the shell of whoever started the server would read."""
 IOCTLS: Final = {
     0x5401: "TCGETS: is it a terminal", 0x5413: "TIOCGWINSZ: how wide is it", 0x541B: "FIONREAD: how much is there",
     0x5411: "TIOCOUTQ: how much is not acknowledged", 0x5421: "FIONBIO: do not block",
@@ -258,14 +266,12 @@ def _sockets(features: Features) -> Iterator[Rule]:
 
     Protocols are named because Landlock bounds TCP and nothing else: SCTP or MPTCP would lead around it.
     """
-    yield Rule("socketpair", ALLOW, (word_is(0, socket.AF_UNIX),))
-    yield Rule("socketpair", refuse(errno.EACCES))
+    yield from _pairs()
     yield from _options()
     if features.connect:
-        # Fast open connects while it sends, past Landlock (seen on Linux 6.18); the errno is that of where it is off.
-        for call, flags in (("sendto", 3), ("sendmsg", 2), ("sendmmsg", 3)):
-            yield Rule(call, refuse(errno.EOPNOTSUPP), (word_masked_is(flags, MSG_FASTOPEN, MSG_FASTOPEN),))
-        yield Rule("socket", ALLOW, (word_is(0, socket.AF_UNIX),))
+        yield from _no_fast_open()
+        if features.paths:
+            yield Rule("socket", ALLOW, (word_is(0, socket.AF_UNIX),))
         for family in (socket.AF_INET, socket.AF_INET6):
             for protocol in (0, socket.IPPROTO_TCP):
                 yield Rule("socket", ALLOW, _kind(family, socket.SOCK_STREAM, protocol))
@@ -275,6 +281,19 @@ def _sockets(features: Features) -> Iterator[Rule]:
     else:
         yield Rule("connect", refuse(errno.EACCES))
     yield Rule("socket", refuse(errno.EACCES))
+
+
+def _pairs() -> Iterator[Rule]:
+    """Pairs of sockets; not of datagrams, whose ends send to any socket that has a path, as if there were no pair."""
+    for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
+        yield Rule("socketpair", ALLOW, (word_is(0, socket.AF_UNIX), word_masked_is(1, SOCK_TYPE_MASK, kind)))
+    yield Rule("socketpair", refuse(errno.EACCES))
+
+
+def _no_fast_open() -> Iterator[Rule]:
+    """Fast open connects while it sends, past Landlock (seen on Linux 6.18); the errno is that of where it is off."""
+    for call, flags in (("sendto", 3), ("sendmsg", 2), ("sendmmsg", 3)):
+        yield Rule(call, refuse(errno.EOPNOTSUPP), (word_masked_is(flags, MSG_FASTOPEN, MSG_FASTOPEN),))
 
 
 def _options() -> Iterator[Rule]:
@@ -291,3 +310,25 @@ def _options() -> Iterator[Rule]:
 def _kind(family: int, kind: int, protocol: int) -> tuple[Condition, ...]:
     """SOCK_NONBLOCK and SOCK_CLOEXEC stand in the upper bits of the type."""
     return (word_is(0, family), word_masked_is(1, SOCK_TYPE_MASK, kind), word_is(2, protocol))
+
+
+def program_rules() -> tuple[Rule, ...]:
+    """The rules of the programs that a worker may have started, and of who starts them; all else is allowed.
+
+    What is refused here would lead around Landlock, into the kernel, or to other processes: whoever has taken over a
+    worker runs programs of his own choice. Errors and no deaths: it may be a program that asks and goes on without.
+    """
+    rules = [Rule("clone3", refuse(errno.ENOSYS))]  # its flags are behind a pointer; the C library falls back to clone
+    for bit in NAMESPACES:
+        rules.append(Rule("clone", refuse(errno.EPERM), (word_masked_is(0, bit, bit),)))
+    for reach in ("other processes", "another root", "the kernel", "keys", "the machine"):
+        rules += [Rule(call, refuse(errno.EPERM)) for call in DEADLY[reach] if call != "personality"]
+    rules += [Rule(call, refuse(errno.EPERM)) for call in RINGS]
+    for command in TERMINAL_INPUT:
+        rules.append(Rule("ioctl", refuse(errno.EPERM), (word_is(1, command),)))
+    # Landlock bounds TCP alone, and there a socket that was never bound may listen.
+    for family in (socket.AF_INET, socket.AF_INET6):
+        for protocol in (0, socket.IPPROTO_TCP):
+            rules.append(Rule("socket", ALLOW, _kind(family, socket.SOCK_STREAM, protocol)))
+    rules += [Rule("socket", refuse(errno.EACCES)), Rule("listen", refuse(errno.EACCES)), *_pairs(), *_no_fast_open()]
+    return tuple(rules)

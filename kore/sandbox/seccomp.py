@@ -270,6 +270,14 @@ def confine(
         )
 
 
+def confine_programs() -> None:
+    """Put the filter of programs on this process, which is about to start some. Raises SandboxError."""
+    try:
+        install(assemble(policy.program_rules(), ALLOW, this_machine()), listener=False)
+    except OSError as error:
+        raise SandboxError(STEP, f"that of programs cannot be installed ({error})") from None
+
+
 def _install_without(own: tuple[Part, ...], features: Features, pid: int, machine: Machine) -> None:
     try:
         install(_program(own, features, pid, machine, KILL_PROCESS, tracing=False), listener=False)
