@@ -207,8 +207,9 @@ ATTACKS = {
         call("bind", 0, 0, 0)
         call("listen", 0, 0)
         call("socketpair", socket.AF_INET, 1, 0, 0)
+        call("socketpair", socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, 0, 0)
         [sock.close() for sock in socket.socketpair()]
-        """, ["EACCES"] * 3 + ["EAFNOSUPPORT", "EACCES", "ENOSYS", "ENOSYS", "EACCES", [None, None]]),
+        """, ["EACCES"] * 3 + ["EAFNOSUPPORT", "EACCES", "ENOSYS", "ENOSYS", "EACCES", "EACCES", [None, None]]),
     "no program gets into the kernel by a socket's options": ("""
         call("setsockopt", 0, 1, 26, 0, 0)
         call("setsockopt", 0, 1, 50, 0, 0)
@@ -259,7 +260,9 @@ def test_connections_are_of_known_kinds():
     call("sendmsg", 0, 0, 0x40000000)
     """
     expected = [True] * 3 + ["EACCES"] * 9 + ["EAFNOSUPPORT"] + ["ENOTSUP"] * 3 + ["ENOTSOCK"]
-    assert values(body, features="connect=True") == expected
+    assert values(body, features="connect=True, paths=True") == expected
+    body = 'call("socket", socket.AF_UNIX, socket.SOCK_STREAM, 0)'
+    assert values(body, features="connect=True, resolver=True") == ["EACCES"], "without paths nobody bounds them"
     body = """
     call("socket", socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, 0) > 0
     call("socket", socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_UDP) > 0

@@ -11,11 +11,13 @@ say to workers, so that a flood of either never takes the room of the other.
 from __future__ import annotations
 
 import array
+import contextlib
 import enum
 import errno
 import os
 import select
 import socket
+import sys
 from collections.abc import Sequence
 
 from kore.readiness.syscalls import MSG_CMSG_CLOEXEC
@@ -31,6 +33,8 @@ BUFFERS = (socket.SO_SNDBUF, socket.SO_RCVBUF)
 
 FDS_SPACE = socket.CMSG_LEN(array.array("i").itemsize)
 """Room for the one descriptor a message may carry; what else is sent along, the kernel closes (unix(7))."""
+
+_SO_PASSRIGHTS = 83  # asm-generic/socket.h, Linux 6.16
 
 NO_ROOM = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS, errno.EINTR})
 """Errors of a send that pass: no room in the buffer, no memory, too many descriptors on their way (unix(7))."""
@@ -112,6 +116,16 @@ class Channel:
         poller = select.poll()
         poller.register(self.sock.fileno(), select.POLLOUT)
         poller.poll(timeout * 1000)
+
+    def refuse_descriptors(self) -> None:
+        """Have the kernel refuse descriptors to the peer (EPERM, SO_PASSRIGHTS), where it can: Linux 6.16.
+
+        Else the last copy of what the peer sends may be closed here, and closing may take as long as the peer likes: a
+        TCP socket with SO_LINGER and bytes that nobody reads.
+        """
+        if sys.platform == "linux":
+            with contextlib.suppress(OSError):
+                self.sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
 
     def receive(self) -> tuple[Kind, bytes] | None:
         """The next message, or None when there is none now; descriptors sent along are closed by the kernel.

@@ -29,6 +29,7 @@ def features_of(confinement: Confinement, plan: Plan, engine: str) -> Features:
         write=bool(confinement.write),
         connect=confinement.connects,
         resolver=confinement.names,
+        paths=confinement.paths,
     )
 
 

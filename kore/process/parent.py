@@ -298,6 +298,9 @@ class Parent:
             self._no_worker(seat, f"no channel: {error.strerror}")
             return
         mine, theirs, my_messages, their_messages = channels
+        my_messages.refuse_descriptors()
+        if not self.orders.filtered:
+            mine.refuse_descriptors()
         # Blocked until the child has its own handlers: a signal in between would be noted for nobody.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
@@ -480,6 +483,8 @@ class Parent:
     def _message(self, seat: Seat, kind: Kind, body: bytes, fd: int | None) -> None:
         if kind is Kind.LISTENER and self.orders.filtered:
             self._supervision.join(seat.worker, seat.pid, fd)
+            if seat.channel is not None:
+                seat.channel.refuse_descriptors()
             return
         if fd is not None:
             os.close(fd)

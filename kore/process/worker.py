@@ -155,7 +155,8 @@ def _start_spawner(orders: WorkerOrders) -> None:
         write=tuple(path for path in ("/dev/null", *mine.write) if os.path.exists(path)),
         connect_ports=mine.connect_ports,
         prepare=partial(title.set_title, orders.name, label),
-        install_filter=partial(program_policy.put_on, connect=mine.connects, listed=bool(programs)),
+        install_filter=partial(
+            program_policy.put_on, connect=mine.connects, paths=mine.paths, listed=bool(programs)),
     ))
     for line in spawner.told:
         role.role.log(LOG_NOTICE, f"programs started by kore.proc: {line}")

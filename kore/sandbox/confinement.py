@@ -51,6 +51,11 @@ class Confinement:
         """Whether it may open connections at all."""
         return self.connect_ports is None or bool(self.connect_ports) or bool(self.sockets)
 
+    @property
+    def paths(self) -> bool:
+        """Whether it may connect to sockets that have a path: to all of them, as nothing in the kernel tells which."""
+        return self.connect_ports is None or bool(self.sockets)
+
 
 def prepare(confinement: Confinement) -> None:
     """In the parent: load what `enter` needs. Raises SandboxError."""

@@ -44,6 +44,8 @@ class Features:
     """It opens connections: databases, transfers, sandbox_connect. Where to is Landlock's."""
     resolver: bool = False
     """It looks up names, for which it needs UDP."""
+    paths: bool = False
+    """It connects to sockets that have a path. Which ones is nobody's: neither Landlock nor a filter sees the path."""
 
 
 ALLOWED: Final[Mapping[str, Mapping[str, str]]] = {
@@ -261,26 +263,37 @@ def _sockets(features: Features) -> Iterator[Rule]:
 
     Protocols are named because Landlock bounds TCP and nothing else: SCTP or MPTCP would lead around it.
     """
-    yield Rule("socketpair", ALLOW, (word_is(0, socket.AF_UNIX),))
-    yield Rule("socketpair", refuse(errno.EACCES))
+    yield from pairs()
     yield from _options()
     if features.connect:
-        # Fast open connects while it sends, past Landlock (seen on Linux 6.18); the errno is that of where it is off.
-        for call, flags in (("sendto", 3), ("sendmsg", 2), ("sendmmsg", 3)):
-            yield Rule(call, refuse(errno.EOPNOTSUPP), (word_masked_is(flags, MSG_FASTOPEN, MSG_FASTOPEN),))
-        yield Rule("socket", ALLOW, (word_is(0, socket.AF_UNIX),))
+        yield from no_fast_open()
+        if features.paths:
+            yield Rule("socket", ALLOW, (word_is(0, socket.AF_UNIX),))
         for family in (socket.AF_INET, socket.AF_INET6):
             for protocol in (0, socket.IPPROTO_TCP):
-                yield Rule("socket", ALLOW, _kind(family, socket.SOCK_STREAM, protocol))
+                yield Rule("socket", ALLOW, kind_of(family, socket.SOCK_STREAM, protocol))
             if features.resolver:
                 for protocol in (0, socket.IPPROTO_UDP):
-                    yield Rule("socket", ALLOW, _kind(family, socket.SOCK_DGRAM, protocol))
+                    yield Rule("socket", ALLOW, kind_of(family, socket.SOCK_DGRAM, protocol))
     else:
         yield Rule("connect", refuse(errno.EACCES))
         # No socket here may be connected anew: a listener that is shut down for reading could, by fast open.
         yield Rule("shutdown", ALLOW, (word_is(1, socket.SHUT_WR),))
         yield Rule("shutdown", refuse(errno.EACCES))
     yield Rule("socket", refuse(errno.EACCES))
+
+
+def pairs() -> Iterator[Rule]:
+    """Pairs of sockets; not of datagrams, whose ends send to any socket that has a path, as if there were no pair."""
+    for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
+        yield Rule("socketpair", ALLOW, (word_is(0, socket.AF_UNIX), word_masked_is(1, SOCK_TYPE_MASK, kind)))
+    yield Rule("socketpair", refuse(errno.EACCES))
+
+
+def no_fast_open() -> Iterator[Rule]:
+    """Fast open connects while it sends, past Landlock (seen on Linux 6.18); the errno is that of where it is off."""
+    for call, flags in (("sendto", 3), ("sendmsg", 2), ("sendmmsg", 3)):
+        yield Rule(call, refuse(errno.EOPNOTSUPP), (word_masked_is(flags, MSG_FASTOPEN, MSG_FASTOPEN),))
 
 
 def _options() -> Iterator[Rule]:
@@ -294,6 +307,6 @@ def _options() -> Iterator[Rule]:
     yield Rule("setsockopt", refuse(errno.ENOPROTOOPT))
 
 
-def _kind(family: int, kind: int, protocol: int) -> tuple[Condition, ...]:
+def kind_of(family: int, kind: int, protocol: int) -> tuple[Condition, ...]:
     """SOCK_NONBLOCK and SOCK_CLOEXEC stand in the upper bits of the type."""
     return (word_is(0, family), word_masked_is(1, SOCK_TYPE_MASK, kind), word_is(2, protocol))

@@ -14,7 +14,7 @@ from typing import Final
 
 from kore.errors import SandboxError
 from kore.sandbox.machine import STEP, this_machine
-from kore.sandbox.policy import DEADLY, MSG_FASTOPEN, RINGS, SOCK_TYPE_MASK
+from kore.sandbox.policy import DEADLY, RINGS, kind_of, no_fast_open, pairs
 from kore.sandbox.program import assemble
 from kore.sandbox.rules import ALLOW, Rule, refuse, word_is, word_masked_is
 from kore.sandbox.seccomp import install
@@ -25,46 +25,52 @@ NAMESPACES: Final = {
 }  # fmt: skip
 """Flags of clone(2)."""
 
+TERMINAL_INPUT: Final = (0x5412, 0x541C)
+"""TIOCSTI and TIOCLINUX: what they put into a terminal, the shell of whoever started the server would read."""
+
 STREAMS: Final = (0, socket.IPPROTO_TCP)
 DATAGRAMS: Final = (0, socket.IPPROTO_UDP)
 
 
-def program_rules(*, connect: bool, listed: bool) -> tuple[Rule, ...]:
+def program_rules(*, connect: bool, paths: bool, listed: bool) -> tuple[Rule, ...]:
     """The rules; what matches none of them is allowed.
 
-    `connect` says whether programs may open connections at all, `listed` whether only those of a list may be run: a
-    memfd has no path, so Landlock would let whatever is written there run.
+    `connect` says whether programs may open connections at all, `paths` whether to sockets that have a path, of which
+    neither Landlock nor a filter sees which; `listed` whether only programs of a list may be run: a memfd has no path,
+    so Landlock would let whatever is written there run.
     """
     rules = [
         Rule(call, refuse(errno.EPERM))
         for calls in DEADLY.values() for call in calls
-        if call not in ("execve", "execveat")
+        if call not in ("execve", "execveat", "personality")  # the last is asked for what it is by many a program
     ]
     rules += [Rule(call, refuse(errno.EPERM)) for call in (*RINGS, "io_uring_enter")]
     rules.append(Rule("clone3", refuse(errno.ENOSYS)))  # its flags are behind a pointer; libc falls back to clone
     rules += [Rule("clone", refuse(errno.EPERM), (word_masked_is(0, flag, flag),)) for flag in NAMESPACES]
+    rules += [Rule("ioctl", refuse(errno.EPERM), (word_is(1, command),)) for command in TERMINAL_INPUT]
     if listed:
         rules.append(Rule("memfd_create", refuse(errno.EACCES)))
-    return (*rules, *_sockets(connect=connect))
+    return (*rules, *_sockets(connect=connect, paths=paths))
 
 
-def _sockets(*, connect: bool) -> Iterator[Rule]:
-    """Fast open connects past Landlock, as other protocols than TCP do; UDP goes where connections may go at all."""
-    for call, flags in (("sendto", 3), ("sendmsg", 2), ("sendmmsg", 3)):
-        yield Rule(call, refuse(errno.EOPNOTSUPP), (word_masked_is(flags, MSG_FASTOPEN, MSG_FASTOPEN),))
-    yield Rule("socket", ALLOW, (word_is(0, socket.AF_UNIX),))
+def _sockets(*, connect: bool, paths: bool) -> Iterator[Rule]:
+    """What Landlock bounds is TCP to ports; a socket that was never bound may listen past it, and so none may."""
+    yield from no_fast_open()
+    yield from pairs()
+    yield Rule("listen", refuse(errno.EACCES))
+    if paths:
+        yield Rule("socket", ALLOW, (word_is(0, socket.AF_UNIX),))
     if connect:
         for family in (socket.AF_INET, socket.AF_INET6):
             for kind, protocols in ((socket.SOCK_STREAM, STREAMS), (socket.SOCK_DGRAM, DATAGRAMS)):
                 for protocol in protocols:
-                    of_kind = word_masked_is(1, SOCK_TYPE_MASK, kind)
-                    yield Rule("socket", ALLOW, (word_is(0, family), of_kind, word_is(2, protocol)))
-    yield Rule("socket", refuse(errno.EAFNOSUPPORT))
+                    yield Rule("socket", ALLOW, kind_of(family, kind, protocol))
+    yield Rule("socket", refuse(errno.EACCES))
 
 
-def put_on(*, connect: bool, listed: bool) -> None:
+def put_on(*, connect: bool, paths: bool, listed: bool) -> None:
     """Put these rules on this process, and so on all that it starts. Raises SandboxError."""
-    rules = program_rules(connect=connect, listed=listed)
+    rules = program_rules(connect=connect, paths=paths, listed=listed)
     try:
         install(assemble(rules, ALLOW, this_machine()), listener=False)
     except OSError as error:

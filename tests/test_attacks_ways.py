@@ -1,0 +1,292 @@
+"""An attacker inside a worker looks for ways around: its ring, the programs it may start, what is open already."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from kore.uring.restrictions import SERVING
+from tests.attacks_harness import AS_ROOT, target
+from tests.privileges_harness import needs_root, root_directory
+from tests.support import SECONDS, children, pids_of, skip_unless
+
+
+@pytest.fixture(params=["uring", "epoll"])
+def engine(request):
+    skip_unless(request.param)
+    return request.param
+
+
+@pytest.fixture
+def victim(tmp_path, engine):
+    """A server that is attacked, and serves afterwards."""
+    with target(tmp_path, engine) as server:
+        yield server
+        server.serves()
+
+
+def returned(answer: str):
+    """What the attack found out."""
+    assert answer.startswith("returned "), answer
+    return eval(answer.removeprefix("returned "))
+
+
+@pytest.fixture
+def place():
+    """A directory that every user may enter, so that programs of another user can be started in it."""
+    with tempfile.TemporaryDirectory(prefix="kore-attacked-") as path:
+        Path(path).chmod(0o755)
+        yield Path(path)
+
+
+# The ring.
+
+OPCODES = """
+found = {}
+for number in range(256):
+    if number not in ALLOWED:
+        try:
+            found[number] = await ring(number, 0, addr=bytes(200), length=1)
+        except OSError as error:
+            found[number] = errno.errorcode[error.errno]
+return found
+"""
+FLAGS = """
+found = {}
+for number in range(8):
+    if not ALLOWED & 1 << number:
+        try:
+            found[number] = await ring(14, -1, flags=1 << number)
+        except OSError as error:
+            found[number] = errno.errorcode[error.errno]
+return found
+"""
+REGISTERS = """
+found = set()
+for number in range(64):
+    for of_all in (0, 1 << 31):  # IORING_REGISTER_USE_REGISTERED_RING
+        try:
+            found.add(sys_call("io_uring_register", tasks.process_loop.driver.ring.fd, number | of_all, bytes(4096), 1))
+        except OSError as error:
+            found.add(errno.errorcode[error.errno])
+return found
+"""
+LATER = """
+sock = socket.socketpair()[0]
+found = {}
+for name, attempt in {
+    "a registered file to accept into": lambda: ring(13, LISTENER, file_index=1),
+    "a registered file to close": lambda: ring(19, 0, file_index=1),
+    "a registered file to splice from": lambda: ring(30, sock.fileno(), length=1, op_flags=1 << 31, file_index=1),
+}.items():
+    try:
+        found[name] = await attempt()
+    except OSError as error:
+        found[name] = errno.errorcode[error.errno]
+return found
+"""
+
+
+def test_every_operation_that_is_not_listed_is_refused_to_the_workers_own_ring(tmp_path):
+    """EACCES of the list, or EINVAL for what the kernel does not know; openat, socket, uring_cmd among them."""
+    skip_unless("uring")
+    with target(tmp_path, "uring") as victim:
+        found = returned(victim.attack(OPCODES, ALLOWED=sorted(SERVING.operations)))
+        assert len(found) == 256 - len(SERVING.operations)
+        assert set(found.values()) <= {"EACCES", "EINVAL", "ENOTSUP"}  # the last of what a kernel was built without
+        # nop, openat, connect, openat2, renameat, unlinkat, mkdirat, symlinkat, linkat, setxattr, socket, uring_cmd
+        assert {found[number] for number in (0, 18, 16, 28, 35, 36, 37, 38, 39, 42, 45, 46)} == {"EACCES"}
+        found = returned(victim.attack(FLAGS, ALLOWED=SERVING.flags))
+        assert len(found) == 6
+        assert set(found.values()) <= {"EACCES", "EINVAL", "ENOTSUP"}  # the last for IOSQE_IO_DRAIN on a ring like ours
+        assert returned(victim.attack(REGISTERS)) == {"EPERM"}, "the filter does not even let it ask"
+        found = returned(victim.attack(LATER, LISTENER=-1))
+        assert set(found.values()) <= {"EBADF", "ENXIO", "EINVAL", "EACCES"}, found
+        victim.serves()
+
+
+# What is open already.
+
+OPEN = """
+found = []
+for fd in range(1000):
+    try:
+        found.append((fd, os.fstat(fd).st_mode & 0o170000))
+    except OSError:
+        pass
+return found
+"""
+
+
+def test_no_directory_is_open(victim):
+    """One that was opened outside of the root would lead out of it (fchdir(2))."""
+    found = returned(victim.attack(OPEN))
+    assert 0o040000 not in [kind for _, kind in found], found
+    assert [fd for fd, kind in found if kind == 0o100000] == [], "nor is a file"
+
+
+@pytest.mark.skipif(not AS_ROOT, reason="not root: the maps of a process that is not dumpable cannot be read")
+def test_nothing_that_can_be_written_can_be_run(victim):
+    """Neither by one mapping nor by two of one file: the code in memory stays what it was."""
+    for pid in pids_of(victim.program):
+        written, run = set(), set()
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            _, rights, _, device, inode, *_ = line.split(maxsplit=5)
+            assert not ("w" in rights and "x" in rights), line
+            if inode != "0" and rights[3] == "s":
+                (written if "w" in rights else set()).add((device, inode))
+            if inode != "0" and "x" in rights:
+                run.add((device, inode))
+        assert not written & run
+
+
+# Programs.
+
+SPAWN = """
+reading, writing = os.pipe()
+null = os.open("/dev/null", os.O_RDONLY)
+program = spawning._spawner.spawn(ARGV[0], ARGV, {"PATH": "/usr/bin:/bin"}, (null, writing, writing))
+os.close(writing)
+said = b""
+while piece := os.read(reading, 65536):
+    said += piece
+return said.decode()
+"""
+TRIES = """
+import ctypes, errno, fcntl, os, signal, socket, struct
+libc = ctypes.CDLL(None, use_errno=True)
+libc.syscall.restype = ctypes.c_long
+def raw(number, *words):
+    if libc.syscall(ctypes.c_long(number), *(ctypes.c_ulong(word) for word in words)) == -1:
+        raise OSError(ctypes.get_errno(), "")
+def pair():
+    socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)[0].sendto(b"x", "/run/nothing")
+tries = {
+    "userns": lambda: raw(272, 0x10000000),
+    "clone": lambda: raw(56, 0x10000011, 0, 0, 0, 0) or os._exit(0),
+    "clone3": lambda: raw(435, 0, 0),
+    "ring": lambda: raw(425, 8, 0),
+    "bpf": lambda: raw(321, 0, 0, 0),
+    "ptrace": lambda: raw(101, 0x4206, os.getppid(), 0, 0),
+    "mount": lambda: raw(165, 0, 0, 0, 0, 0),
+    "userfaultfd": lambda: raw(323, 1),
+    "keyctl": lambda: raw(250, 0, 0),
+    "udp": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
+    "mptcp": lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262),
+    "netlink": lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW),
+    "unix": lambda: socket.socket(socket.AF_UNIX),
+    "pair": pair,
+    "tcp": lambda: socket.create_connection(("127.0.0.1", PORT)),
+    "fast open": lambda: socket.socket().sendto(b"x", socket.MSG_FASTOPEN, ("127.0.0.1", PORT)),
+    "bind": lambda: socket.socket().bind(("127.0.0.1", 0)),
+    "listen": lambda: socket.socket().listen(),
+    "typing": lambda: fcntl.ioctl(0, 0x5412, b"x"),
+    "write": lambda: open("made", "w"),
+    "parent": lambda: os.kill(PARENT, 0),
+    "worker": lambda: os.kill(WORKER, 0),
+    "spawner": lambda: os.kill(os.getppid(), 0),
+    "root": lambda: os.setuid(0) if os.getuid() else os.chroot("/"),
+}
+found = {}
+for name, attempt in tries.items():
+    try:
+        attempt()
+        found[name] = "done"
+    except OSError as error:
+        found[name] = errno.errorcode[error.errno]
+print(found)
+"""
+ENDS = {
+    "userns": "EPERM", "clone": "EPERM", "clone3": "ENOSYS", "ring": "EPERM", "bpf": "EPERM", "ptrace": "EPERM",
+    "mount": "EPERM", "userfaultfd": "EPERM", "keyctl": "EPERM", "udp": "EACCES", "mptcp": "EACCES",
+    "netlink": "EACCES", "unix": "EACCES", "pair": "EACCES", "tcp": "EACCES", "fast open": "EOPNOTSUPP",
+    "bind": "EACCES", "listen": "EACCES", "typing": "EPERM", "write": "EACCES", "parent": "EPERM", "worker": "EPERM",
+    "root": "EPERM",
+}  # fmt: skip
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the calls are numbered as on x86-64")
+@pytest.mark.parametrize("user", [False, pytest.param(True, marks=needs_root)], ids=["same user", "other user"])
+def test_a_program_of_the_attackers_choice_gets_no_further(place, engine, user):
+    """Any program may be started where sandbox_programs names none; it is bound by a filter and Landlock of its own."""
+    with target(place, engine, "kore.config.sandbox_read = '/dev/null'", chroot=False, user=user) as victim:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            (worker,) = pids_of(victim.program)
+            given = f"PORT, PARENT, WORKER = {server.getsockname()[1]}, {victim.program.pid}, {worker}\n"
+            said = victim.attack(SPAWN, ARGV=["/usr/bin/python3", "-Ic", given + TRIES])
+        found = eval(returned(said))
+        found.pop("spawner")
+        assert found == {**ENDS, "fast open": found["fast open"]}
+        assert found["fast open"] in ("EOPNOTSUPP", "ENOTSUP")
+        assert victim.attack(SPAWN, ARGV=["echo", "ordinary programs run"]) == r"returned 'ordinary programs run\n'"
+        victim.serves()
+
+
+@needs_root
+def test_a_program_that_gives_root_gives_nothing(place, engine):
+    """Set-user-ID on a copy of id(1): the spawner's no_new_privs holds for what it starts."""
+    program = Path(shutil.copy(shutil.which("id"), root_directory(place) / "id"))
+    program.chmod(0o4755)
+    with target(place, engine, "kore.config.sandbox_read = '/dev/null'", chroot=False) as victim:
+        said = returned(victim.attack(SPAWN.replace("ARGV[0]", "'./id'"), ARGV=["id", "-u"]))
+        assert said.strip() not in ("0", ""), said
+
+
+@needs_root
+def test_programs_live_in_the_root_too(tmp_path, engine):
+    """There is no other file system for the spawner: what is not in the root cannot be started."""
+    with target(tmp_path, engine) as victim:
+        code = SPAWN.replace('os.open("/dev/null", os.O_RDONLY)', "reading")
+        assert victim.attack(code, ARGV=["/bin/true"]) == "ENOENT"
+        (worker,) = pids_of(victim.program)
+        (spawner,) = children(worker)
+        assert os.readlink(f"/proc/{spawner}/root") == str(tmp_path / "root")
+
+
+# What is known and stays.
+
+LISTENERS = """
+for fd in range(100):
+    try:
+        sock = socket.socket(fileno=os.dup(fd))
+        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            sock.shutdown(socket.SHUT_RDWR)
+            return os.getpid()
+    except OSError:
+        pass
+"""
+
+
+@pytest.mark.xfail(strict=True, reason="the workers share one listening socket, and shutdown(2) on it is for all")
+def test_a_listener_that_is_shut_down_by_one_worker_serves_in_the_other(tmp_path, engine):
+    with target(tmp_path, engine, workers=2) as victim:
+        returned(victim.attack(LISTENERS))
+        with socket.create_connection(victim.address, timeout=SECONDS):
+            victim.serves()
+
+
+FAST_OPEN = """
+sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+name = at(inet(TCP))
+piece = struct.pack("=QQ", at(b"x"), 1)
+head = struct.pack("=QIxxxxQQQQIxxxx", name, 16, at(piece), 1, 0, 0, 0)
+return await ring(9, sock.fileno(), addr=head, length=1, op_flags=0x20000000)
+"""
+
+
+@pytest.mark.xfail(
+    Path("/proc/sys/net/ipv4/tcp_fastopen").read_text().strip() not in ("0", "2"), strict=True,
+    reason="a send by the ring may connect where connections are allowed at all; sysctl net.ipv4.tcp_fastopen = 0",
+)
+def test_fast_open_by_the_ring(tmp_path):
+    """To a port that is not declared, in a worker that may connect to another."""
+    skip_unless("uring")
+    with target(tmp_path, "uring", "kore.config.sandbox_connect = 1") as victim, socket.create_server(
+        ("127.0.0.1", 0)
+    ) as server:
+        assert victim.attack(FAST_OPEN, TCP=server.getsockname()[1]) in ("EACCES", "EOPNOTSUPP", "ENOTSUP")
