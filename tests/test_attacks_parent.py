@@ -201,8 +201,7 @@ FLOODS = {
     ),
     "forks": (
         "for _ in range(10_000):\n    try:\n        os.fork()\n    except OSError as error:\n"
-        "        wrong = error.errno\n"
-        "return wrong"
+        "        wrong = error.errno\nreturn wrong"
     ),
     "memory files": "KEPT += [os.memfd_create('x') for _ in range(500)]",
     "pipes": "try:\n    while True:\n        KEPT.append(os.pipe())\nexcept OSError as error:\n    return error.errno",
@@ -230,6 +229,19 @@ def test_floods_hurt_nobody_else(victim, what):
     if what == "descriptors":
         os.kill(first, signal.SIGKILL)
         victim.program.wait_for("serves again")
+
+
+def test_a_board_of_nonsense_is_a_route_that_is_not_known(victim):
+    """The page that a worker shares with the parent, for the report of its death, holds what the worker likes."""
+    code = """
+board = role.role.server.board
+for index in range(len(board)):
+    board[index] = 0xFFFFFFFF
+os._exit(9)
+"""
+    assert victim.attack(code) == ""
+    victim.program.wait_for(r"exited with code 9, while serving route 4294967294 or idle after it")
+    victim.program.wait_for("serves again")
 
 
 def test_the_most_threads_and_the_parent_still_forks(victim):

@@ -14,6 +14,7 @@ from kore.application.plan import freeze
 from kore.application.privileges import Deployment
 from kore.errors import StartError
 from kore.process import confining
+from kore.process.filtering import features_of
 from kore.sandbox.confinement import Confinement
 from tests.application_harness import declare_domain
 
@@ -102,6 +103,22 @@ def test_connecting_is_for_the_declared_databases_and_what_the_option_says():
     application.config.sandbox_connect = "any"
     declare_domain("*")
     assert confinement().connect_ports is None
+
+
+@pytest.mark.parametrize(("connect", "database", "paths"), [
+    ([443], "host=127.0.0.1", False), ([443], "host=/run/pg", True), ("any", "host=127.0.0.1", True),
+])  # fmt: skip
+def test_sockets_with_a_path_are_for_databases_that_have_one(connect, database, paths):
+    """And for who may connect anywhere: nothing bounds which of them it is."""
+    pytest.importorskip("asyncpg")
+    application.config.sandbox = True
+    application.config.sandbox_connect = connect
+    declare_domain("*")
+    kore.dbsetup("one", database)
+    plan = freeze(euid=1000)
+    found = features_of(confining.confine(plan, plan.deployment), plan, "epoll")
+    assert found.connect
+    assert found.paths is paths
 
 
 def test_tracing_derives_it_all_though_the_sandbox_is_off():

@@ -224,7 +224,7 @@ class Settings:
     sandbox_connect: tuple[int | str, ...] = _option(
         "Privileges", Port(), (),
         "A TCP port that workers in the sandbox may connect to besides those of the declared databases; `any` allows "
-        "all.",
+        "all, and sockets that have a path.",
         repeatable=True,
     )
     root: str | None = _option(
