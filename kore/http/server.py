@@ -33,6 +33,9 @@ NO_START = b"\0"
 TICK_S = 0.5
 """The resolution of deadlines."""
 
+TICKS_AT_ONCE_MAX = 2
+"""By how many ticks the clock goes on at most between two turns of the loop: below the deadlines there are."""
+
 ACCEPT_RETRY_S = 0.1
 """The pause after accept() failed for want of fds or memory: trying at once again would only burn the processor."""
 
@@ -228,6 +231,7 @@ class HttpServer:
         self.stopped = False
         self._drained: Callable[[], object] | None = None
         self.wheel: dict[int, set[HttpConnection]] = {}
+        self._lost = 0  # ticks that passed while the loop did not turn
         self.now = int(loop.time() / TICK_S)
         self.header_ticks = _ticks(settings.http_header_timeout)
         self.body_ticks = _ticks(settings.http_body_timeout)
@@ -307,7 +311,11 @@ class HttpServer:
 
     def _tick(self) -> None:
         self._timer = self.loop.call_later(TICK_S, self._tick)
-        before, self.now = self.now, int(self.loop.time() / TICK_S)
+        before = self.now
+        passed = int(self.loop.time() / TICK_S) - self._lost - before
+        # While a handler kept the loop, nobody was heard and nothing left: by that time nobody is late.
+        self._lost += max(0, passed - TICKS_AT_ONCE_MAX)
+        self.now = before + min(passed, TICKS_AT_ONCE_MAX)
         self.keepalive_expires = self.now + self.keepalive_ticks
         self.heads.tick()
         for log in self.logs.values():
