@@ -210,7 +210,7 @@ class _Start:
         return home if rights.identity is None else f"{home} as user {rights.identity.name}"
 
     def _notices(self) -> list[str]:
-        found = [*confining.notices(self.confinement, self.deployment), *self.plan.notices]
+        found = [*confining.notices(self.confinement, self.deployment, self.engine), *self.plan.notices]
         if self.plan.settings.pledge and not pledge.available():
             found.append("kore.config.pledge: only OpenBSD has pledge(2); nothing is promised here")
         return found

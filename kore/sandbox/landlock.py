@@ -156,11 +156,16 @@ def blind_spots() -> tuple[str, ...]:
     found = []
     if _sysctl(MPTCP_ENABLED) & 1:
         found.append("a socket of IPPROTO_MPTCP may connect to any port: a filter must refuse that protocol")
-    if _sysctl(TCP_FASTOPEN) & 1:
+    if fast_open_is_on():
         found.append(
             "send(2) with MSG_FASTOPEN may connect to any port: a filter must refuse that flag; by io_uring, which "
             "no filter sees, it goes on as long as sysctl net.ipv4.tcp_fastopen is neither 0 nor 2")
     return tuple(found)
+
+
+def fast_open_is_on() -> bool:
+    """Whether a ring may send with MSG_FASTOPEN: the one of these ways that no filter closes. Asks /proc."""
+    return bool(_sysctl(TCP_FASTOPEN) & 1)
 
 
 def _sysctl(path: str) -> int:
