@@ -20,6 +20,7 @@ ARGUMENT: Final[Mapping[str, int]] = {
     "ioctl": 1, "fcntl": 1, "prctl": 0, "prlimit64": 1,  # what is asked for
     "socket": 0, "socketpair": 0,  # family
     "sendto": 3, "sendmsg": 2, "sendmmsg": 3,  # flags
+    "shutdown": 1,  # which direction
 }  # fmt: skip
 """The argument for which the policy refuses a call that it allows otherwise."""
 
