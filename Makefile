@@ -7,11 +7,6 @@ SETUP := $(VENV)/.setup-done
 RIG_SETUP := $(RIG)/.setup-done
 CACHES := .pytest_cache .mypy_cache .ruff_cache .hypothesis docs/bench.json docs/bench.png README.md
 
-# Tests that touch no engine, or leave the choice to kore: once is enough.
-ENGINE_FREE := test_house test_http_parser test_http_routes test_http_status test_settings test_public_names test_rig \
-	test_rig_messages test_kqueue_standin test_bsd_pledge test_bsd_system test_process_surroundings
-ENGINE_FREE_ARGS := $(foreach name,$(ENGINE_FREE),--ignore=tests/$(name).py)
-
 # What runs on the engine of the BSDs as well, on the stand-in for kqueue: the driver, the reactor on it, processes, and
 # the HTTP server with its files. Python does there what a kernel would, so this is a part, of about three minutes.
 KQUEUE := $(wildcard tests/test_driver_*.py tests/test_reactor_*.py) $(patsubst %,tests/%.py,test_readiness \
@@ -64,7 +59,7 @@ test: $(SETUP)
 		engines="uring epoll"; \
 		echo "test: everything, on io_uring"; KORE_IO=uring $(BIN)/python -m pytest -q || status=1; \
 		echo "test: what depends on the engine, on epoll"; \
-		KORE_IO=epoll $(BIN)/python -m pytest -q $(ENGINE_FREE_ARGS) || status=1; \
+		KORE_TESTS=engine KORE_IO=epoll $(BIN)/python -m pytest -q || status=1; \
 	else \
 		echo "test: no io_uring here ($$reason): the tests run on epoll only"; \
 		KORE_IO=epoll $(BIN)/python -m pytest -q || status=1; \

@@ -6,6 +6,7 @@ engine's variants are kept, so that ``make test`` can run the suite once for eac
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 from collections.abc import Iterator
@@ -31,18 +32,30 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With KORE_IO set, deselect what is parametrised with another engine."""
+    """With KORE_IO set, deselect what is parametrised with another engine; with KORE_TESTS=engine all that has none."""
     wanted = os.environ.get("KORE_IO")
     if not wanted:
         return
+    dependent = os.environ.get("KORE_TESTS") == "engine"
     kept, dropped = [], []
     for item in items:
         parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
         named = {value for value in parameters if isinstance(value, str) and value in ENGINES}
-        (dropped if named and wanted not in named else kept).append(item)
+        if named:
+            keep = wanted in named
+        else:
+            keep = not dependent or _asks_for_engine(item.path)
+        (kept if keep else dropped).append(item)
     if dropped:
         config.hook.pytest_deselected(items=dropped)
         items[:] = kept
+
+
+@functools.cache
+def _asks_for_engine(path: Path) -> bool:
+    """Whether tests in this file take the engine from the environment, themselves or by a harness that does."""
+    text = path.read_text()
+    return "KORE_IO" in text or any(harness in text for harness in ("asgi_harness", "attacks_harness"))
 
 
 @pytest.fixture(scope="session")
