@@ -108,7 +108,8 @@ CASES = (
     Case("file1k", "1 KiB static file", on_files("/files/1k")),
     Case("file64k", "64 KiB static file (nginx: sendfile)", on_files("/files/64k")),
     Case("messages", "echo of 125-byte WebSocket messages, 64 connections", tuple(
-        Entry(name, name, "/ws", script="messages") for name in (*KORE, "websockets", "socketify")),
+        Entry(name, name, "/ws", script="messages")
+        for name in (*KORE, "websockets", "websockets-uvloop", "socketify")),
         short=("kore-uring", "websockets")),
     Case("query", "SELECT 1 for each request, 64 connections, 10 to the database, which shares the generator's core", (
         Entry("kore-uring", "kore-clients-uring", "/query"), Entry("kore-epoll", "kore-clients-epoll", "/query"),
@@ -144,6 +145,7 @@ TARGETS = (
     Target("1 KiB static file, by nginx", "file1k", "kore-uring", "nginx", 0.8, None),
     Target("64 KiB static file, by nginx with sendfile", "file64k", "kore-uring", "nginx", 0.9, 1.1),
     Target("WebSocket echo, by websockets", "messages", "kore-uring", "websockets", 3.0, None),
+    Target("WebSocket echo, by websockets on uvloop", "messages", "kore-uring", "websockets-uvloop", None, 3.0),
     Target("WebSocket echo, by socketify", "messages", "kore-uring", "socketify", None, 1.0),
     Target("SELECT 1, by asyncpg on uvloop without HTTP", "query", "kore-uring", "uvloop", 1.0, 1.3),
     Target("children, by uvloop without HTTP", "proc", "kore-uring", "uvloop", 1.0, None),

@@ -128,6 +128,8 @@ KINDS = {kind.name: kind for kind in (
     Kind("socketify", "socketify", lambda python, port, folder: [python, str(APPS / "socketify_app.py"), str(port)]),
     Kind("websockets", "websockets", lambda python, port, folder: [
         python, str(APPS / "websockets_app.py"), str(port)]),
+    Kind("websockets-uvloop", "websockets on uvloop", lambda python, port, folder: [
+        python, str(APPS / "websockets_app.py"), str(port), "uvloop"]),
     Kind("granian", "granian (RSGI)", lambda python, port, folder: [
         python, "-m", "granian", "--interface", "rsgi", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
         "--runtime-threads", "1", "--runtime-mode", "st", "--loop", "uvloop", "--http", "1", "--no-ws",

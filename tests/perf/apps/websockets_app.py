@@ -1,10 +1,9 @@
-"""The echo server that the `websockets` package runs in the rig; the argument is the port."""
+"""The echo server that the `websockets` package runs in the rig: its port, and the word uvloop to run on that."""
 
 import asyncio
 import http
 import sys
 
-import uvloop
 from websockets.asyncio.server import serve
 
 
@@ -25,4 +24,9 @@ async def main():
         await asyncio.get_running_loop().create_future()
 
 
-uvloop.run(main())
+if "uvloop" in sys.argv:
+    import uvloop
+
+    uvloop.run(main())
+else:
+    asyncio.run(main())
