@@ -33,10 +33,10 @@ def main() -> int:
         try:
             privileges.give_up(privileges.Rights())
             landlock.restrict_self(landlock.Rules(read=("/",)))
-            program_policy.put_on(connect=False, listed=False)
+            program_policy.put_on(connect=False, paths=False, listed=False)
             code = 0
-        except SandboxError as error:
-            print(error, flush=True)
+        except Exception as error:  # noqa: BLE001 (a child of ours must not go on as if it were us)
+            print(f"{type(error).__name__}: {error}", flush=True)
         finally:
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
