@@ -98,6 +98,15 @@ def alive(pid: int) -> bool:
     return text.rpartition(")")[2].split()[0] != "Z"
 
 
+def open_files(pid: int) -> list[str]:
+    """What the descriptors of a process lead to, but for those that it closes meanwhile."""
+    found = []
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
+    return found
+
+
 def children(pid: int) -> list[int]:
     """The pids of the children of `pid` that are alive."""
     try:

@@ -13,7 +13,7 @@ import sys
 import pytest
 
 from tests.engines import ENGINES
-from tests.support import READY, SERVER_APP, children, free_port, pids_of, skip_unless, starter
+from tests.support import READY, SERVER_APP, children, free_port, open_files, pids_of, skip_unless, starter
 
 
 @pytest.fixture(params=ENGINES)
@@ -30,11 +30,9 @@ def start(tmp_path, engine):
 
 def test_no_ring_exists_in_the_parent(start, engine):
     program = start()
-    links = [os.readlink(f"/proc/{program.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{program.pid}/fd")]
-    assert not [link for link in links if "io_uring" in link]
+    assert not [link for link in open_files(program.pid) if "io_uring" in link]
     for pid in pids_of(program):
-        links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-        assert sum("io_uring" in link for link in links) == (1 if engine == "uring" else 0)
+        assert sum("io_uring" in link for link in open_files(pid)) == (1 if engine == "uring" else 0)
 
 
 NO_RING = """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import re
@@ -22,6 +21,7 @@ from tests.support import (
     children,
     free_port,
     http_get,
+    open_files,
     pids_of,
     skip_unless,
     starter,
@@ -424,9 +424,7 @@ def test_workers_hold_only_what_is_theirs(start):
     log = program.directory / "kore.log"
     wait_until(lambda: log.exists() and "log=[ready" in log.read_text(), "it serves")
     for pid in children(program.pid):
-        for fd in os.listdir(f"/proc/{pid}/fd"):
-            with contextlib.suppress(FileNotFoundError):  # it has closed that since
-                assert not os.readlink(f"/proc/{pid}/fd/{fd}").endswith((".log", ".pid"))
+        assert not [path for path in open_files(pid) if path.endswith((".log", ".pid"))]
 
 
 def test_a_worker_that_does_not_accept_runs_its_tasks(start):

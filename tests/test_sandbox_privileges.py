@@ -34,7 +34,7 @@ from tests.privileges_harness import (
     root_directory,
     status,
 )
-from tests.support import alive, children, http_get, pids_of, starter, wait_until
+from tests.support import alive, children, http_get, open_files, pids_of, starter, wait_until
 
 BACK = """
 import ctypes
@@ -202,11 +202,8 @@ def test_descriptors_that_the_server_was_started_with_end_at_the_worker(tmp_path
             subprocess.Popen = original
         name = os.readlink(f"/proc/self/fd/{number}")
 
-        def held(pid: int) -> list[str]:
-            return [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-
-        assert name in held(program.pid), "this test hands nothing over"
-        assert name not in held(pids_of(program)[0])
+        assert name in open_files(program.pid), "this test hands nothing over"
+        assert name not in open_files(pids_of(program)[0])
 
 
 @needs_root

@@ -17,7 +17,7 @@ import pytest
 from driver_harness import fds
 from reactor_harness import ENGINES, open_loop, run
 from spawner_harness import hiring
-from support import SECONDS, SERVER_APP, alive, free_port, http_get, starter, wait_until
+from support import SECONDS, SERVER_APP, alive, free_port, http_get, open_files, starter, wait_until
 
 import kore
 from kore import reactor
@@ -79,7 +79,7 @@ def test_it_has_given_up_what_it_can(hire) -> None:
         with pytest.raises(PermissionError):
             os.listdir(f"/proc/{spawner.pid}/fd")
         return
-    open_there = sorted(os.readlink(f"/proc/{spawner.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{spawner.pid}/fd"))
+    open_there = sorted(open_files(spawner.pid))
     assert [name.partition(":")[0] for name in open_there] == ["/dev/null"] * 3 + ["anon_inode"] * 2 + ["socket"]
 
 
