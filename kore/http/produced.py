@@ -10,6 +10,7 @@ step waits for something, the head goes before it, as clients of events expect.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
@@ -56,16 +57,55 @@ class Chunks(Iterator[bytes]):
                 report_exception(LABEL, error)
 
 
-class Pump:
-    """Sends a streamed body: as much as one turn may have, then more when the client has taken it."""
+class Produced(ABC):
+    """What a body that is sent as it is produced has in common: how it takes the connection over, sends, and ends."""
 
-    def __init__(self, connection: HttpConnection, request: Request, status: int, items: Iterable[Any]) -> None:
+    def __init__(self, connection: HttpConnection, request: Request, status: int) -> None:
         self.connection = connection
         self.request = request
         self.status = status
         self.body_bytes = 0
-        self.chunks = Chunks(items)
         self.chunked = request._prepared.head.minor == 1
+
+    def take_over(self) -> None:
+        """The head has been written: from now on the connection asks this for more."""
+        connection = self.connection
+        self.request._state = STREAMING
+        connection.request = self.request
+        connection.ready = False
+        connection.client_address()  # for the log: it cannot be asked for once the client is gone
+        connection.pump = self
+
+    @abstractmethod
+    def later(self) -> None:
+        """The client has taken what there was: go on in the next turn."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """The client is gone."""
+
+    def write(self, data: bytes) -> None:
+        """Send one item, which is not empty: an empty chunk would be the last (RFC 9112 7.1)."""
+        self.body_bytes += len(data)
+        self.connection.write(chunk(data) if self.chunked else data)
+
+    def finish(self, error: BaseException | None) -> None:
+        """The body is over, or breaks off: then there is no last chunk, and the client sees it (RFC 9112 8)."""
+        connection = self.connection
+        if error is not None:
+            report_exception(LABEL, error)
+            connection.close_after = True
+        elif self.chunked:
+            connection.write(LAST_CHUNK)
+        connection.streamed(self.request)
+
+
+class Pump(Produced):
+    """Sends a streamed body: as much as one turn may have, then more when the client has taken it."""
+
+    def __init__(self, connection: HttpConnection, request: Request, status: int, items: Iterable[Any]) -> None:
+        super().__init__(connection, request, status)
+        self.chunks = Chunks(items)
         self.first = b""
 
     def begin(self) -> None:
@@ -74,24 +114,14 @@ class Pump:
 
     def started(self) -> None:
         """The head has been written: the body follows."""
-        connection = self.connection
-        self.request._state = STREAMING
-        connection.request = self.request
-        connection.ready = False
-        connection.client_address()  # for the log: it cannot be asked for once the client is gone
-        connection.pump = self
-        self.write(self.first)
+        self.take_over()
+        if self.first:
+            self.write(self.first)
         self.later()
 
     def discard(self) -> None:
         """Nobody wants the items."""
         self.chunks.close()
-
-    def write(self, item: bytes) -> None:
-        """Send one item."""
-        if item:
-            self.body_bytes += len(item)
-            self.connection.write(chunk(item) if self.chunked else item)
 
     def later(self) -> None:
         """Go on in the next turn."""
@@ -107,15 +137,10 @@ class Pump:
             try:
                 item = next(self.chunks)
             except StopIteration:
-                if self.chunked:
-                    connection.write(LAST_CHUNK)
-                connection.streamed(self.request)
+                self.finish(None)
                 return
             except BaseException as error:  # noqa: BLE001 - the application's iterator
-                report_exception(LABEL, error)
-                # No last chunk: the client must see that the body is not whole (RFC 9112 8).
-                connection.close_after = True
-                connection.streamed(self.request)
+                self.finish(error)
                 return
             if connection.pump is not self:
                 return  # the iterator closed the connection
@@ -130,15 +155,11 @@ class Pump:
         self.chunks.close()
 
 
-class AsyncBody:
+class AsyncBody(Produced):
     """Sends what an asynchronous iterable produces. Raises what ``aiter()`` raises, TypeError for what is none."""
 
     def __init__(self, connection: HttpConnection, request: Request, status: int, items: AsyncIterable[Any]) -> None:
-        self.connection = connection
-        self.request = request
-        self.status = status
-        self.body_bytes = 0
-        self.chunked = request._prepared.head.minor == 1
+        super().__init__(connection, request, status)
         self._items = aiter(items)
         self._held: bytes | None = b""  # what comes before the head has been written; then None
         self._task: Any = None  # once it waits
@@ -158,15 +179,10 @@ class AsyncBody:
 
     def started(self) -> None:
         """The head has been written: the body follows."""
-        connection = self.connection
-        self.request._state = STREAMING
-        connection.request = self.request
-        connection.ready = False
-        connection.client_address()  # for the log: it cannot be asked for once the client is gone
-        connection.pump = self
+        self.take_over()
         held, self._held = self._held, None
         if held:
-            self._write(held)
+            self.write(held)
         self.later()
 
     def discard(self) -> None:
@@ -201,7 +217,7 @@ class AsyncBody:
                     self._held = data
                     await self._wait()
                 else:
-                    self._write(data)
+                    self.write(data)
                     if self._enough():
                         await self._wait()
         finally:
@@ -212,11 +228,11 @@ class AsyncBody:
         if aclose is not None:
             await aclose()
 
-    def _write(self, data: bytes) -> None:
-        self.body_bytes += len(data)
+    def write(self, data: bytes) -> None:
+        """Send one item, and count it for this turn."""
         self._turn_items += 1
         self._turn_bytes += len(data)
-        self.connection.write(chunk(data) if self.chunked else data)
+        super().write(data)
 
     def _enough(self) -> bool:
         """Whether no more is to be produced now: for the client's sake, or for that of the other connections.
@@ -244,7 +260,7 @@ class AsyncBody:
             return  # the client is gone, or does not take what there is: drained() has us go on
         self._turn_items = self._turn_bytes = 0
         if self._task is None:
-            self._finish(None)  # there was no item
+            self.finish(None)  # there was no item
         elif self._room is not None and not self._room.done():
             self._room.set_result(None)
 
@@ -253,17 +269,11 @@ class AsyncBody:
         server = self.connection.server
         server.active -= 1
         if not self._over:
-            self._finish(error)
+            self.finish(error)
         if server.draining:
             server.check_drained()
 
-    def _finish(self, error: BaseException | None) -> None:
-        """The body is over, or breaks off: then there is no last chunk, and the client sees it (RFC 9112 8)."""
+    def finish(self, error: BaseException | None) -> None:
+        """As it says above; and nothing goes on any more."""
         self._over = True
-        connection = self.connection
-        if error is not None:
-            report_exception(LABEL, error)
-            connection.close_after = True
-        elif self.chunked:
-            connection.write(LAST_CHUNK)
-        connection.streamed(self.request)
+        super().finish(error)
