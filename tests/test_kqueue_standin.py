@@ -36,11 +36,16 @@ from kqueue_notes import (
     FILTER_TIMER,
     FILTER_USER,
     FILTER_WRITE,
+    NOTE_ABSTIME,
     NOTE_EXIT,
     NOTE_FFAND,
     NOTE_FFCOPY,
     NOTE_FFOR,
+    NOTE_MSECONDS,
+    NOTE_NSECONDS,
+    NOTE_SECONDS,
     NOTE_TRIGGER,
+    NOTE_USECONDS,
 )
 from kqueue_standin import kevent, kqueue
 
@@ -159,8 +164,9 @@ def test_errors_of_changes(queue, pair) -> None:
         with pytest.raises(OSError, match="Bad file") as caught:
             change(queue, kevent(closed, FILTER_READ, flags))
         assert caught.value.errno == errno.EBADF
-    with pytest.raises(OSError, match="Invalid"):
-        change(queue, kevent(near, -99, EV_ADD))
+    for filter_, flags in ((-99, EV_ADD), (FILTER_READ, EV_ADD | EV_ENABLE | EV_DISABLE)):
+        with pytest.raises(OSError, match="Invalid"):
+            change(queue, kevent(near, filter_, flags))
     far.send(b"x")
     told = queue.control([kevent(closed, FILTER_READ, EV_ADD, udata=3), kevent(near, FILTER_READ, EV_ADD)], 5, SECONDS)
     assert told == [kevent(closed, FILTER_READ, EV_ERROR, 0, errno.EBADF, 3)]
@@ -191,6 +197,8 @@ def test_arguments(queue) -> None:
     other.close()
     with pytest.raises(ValueError, match="closed"):
         other.control(None, 1, 0)
+    with pytest.raises(OverflowError):
+        kevent(-1)
 
 
 # --- fds -------------------------------------------------------------------------------------------------------------
@@ -299,6 +307,62 @@ def test_pipes(queue) -> None:
     os.close(write_fd)
 
 
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.EBADF])
+def test_a_pipe_that_nobody_reads_any_more(queue, monkeypatch, number: int) -> None:
+    """Can't be watched for writing any more, which the systems say in different ways."""
+    monkeypatch.setattr(kqueue_notes, "no_reader", number)
+    read_fd, write_fd = os.pipe()
+    os.close(read_fd)
+    with pytest.raises(OSError, match=os.strerror(number)) as caught:
+        change(queue, kevent(write_fd, FILTER_WRITE, EV_ADD))
+    assert caught.value.errno == number
+    with pytest.raises(FileNotFoundError):
+        change(queue, kevent(write_fd, FILTER_WRITE, EV_DELETE))
+    os.close(write_fd)
+
+
+def test_an_end_of_a_pipe_has_one_way(queue) -> None:
+    """A note for the other way can be added and never holds, also when the other end is closed."""
+    ends = os.pipe(), os.pipe()
+    changes = kevent(ends[0][1], FILTER_READ, EV_ADD), kevent(ends[1][0], FILTER_WRITE, EV_ADD)
+    os.write(ends[1][1], b"x")
+    change(queue, *changes)
+    assert look(queue) == []
+    os.close(ends[0][0])
+    os.close(ends[1][1])
+    assert look(queue) == []
+    os.close(ends[0][1])
+    os.close(ends[1][0])
+
+
+def test_the_error_of_a_datagram_passes(queue) -> None:
+    """It makes its socket readable and writable, without EV_EOF; whoever takes it ends that."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as gone:
+        gone.bind(("127.0.0.1", 0))
+        address = gone.getsockname()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.connect(address)
+        sock.send(b"x")
+        change(queue, kevent(sock, FILTER_READ, EV_ADD))
+        assert wait(queue) == kevent(sock, FILTER_READ, 0)
+        with pytest.raises(ConnectionRefusedError):
+            sock.recv(1)
+        assert look(queue) == []
+
+
+@pytest.mark.parametrize("made", [tcp_pair, unix_pair])
+def test_who_has_shut_the_output_is_told_its_end(queue, made) -> None:
+    near, far = made()
+    change(queue, kevent(near, FILTER_WRITE, EV_ADD))
+    assert not wait(queue).flags & EV_EOF
+    near.shutdown(socket.SHUT_WR)
+    event = wait(queue)
+    assert (event.flags & EV_EOF, event.fflags) == (EV_EOF, 0)
+    assert far.recv(1) == b""
+    near.close()
+    far.close()
+
+
 def test_files(queue, tmp_path) -> None:
     """Readable while the position is not at the end, by so many bytes; always writable."""
     fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
@@ -326,7 +390,7 @@ def test_the_end_of_a_process(queue, code: str, status: int) -> None:
     child.stdin.close()
     event = wait(queue)
     assert (event.ident, event.fflags, event.data & ~0x80) == (child.pid, NOTE_EXIT, status)
-    assert event.flags & EV_EOF
+    assert event.flags == EV_EOF | EV_ONESHOT | EV_CLEAR
     assert look(queue) == []
     with pytest.raises(FileNotFoundError):
         change(queue, kevent(child.pid, FILTER_PROC, EV_DELETE))
@@ -374,6 +438,60 @@ def test_signals_are_counted(queue, ignored: bool) -> None:
         signal.signal(signal.SIGUSR1, before)
 
 
+def test_an_ignored_end_of_a_child_is_not_counted(queue) -> None:
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        change(queue, kevent(signal.SIGCHLD, FILTER_SIGNAL, EV_ADD))
+        os.kill(os.getpid(), signal.SIGCHLD)
+        assert look(queue) == []
+    finally:
+        queue.close()
+        signal.signal(signal.SIGCHLD, before)
+
+
+@pytest.mark.parametrize(
+    ("unit", "data"), [(NOTE_SECONDS, 1), (NOTE_MSECONDS, 1000), (NOTE_USECONDS, 10**6), (NOTE_NSECONDS, 10**9)])
+def test_units_of_timers(queue, unit: int, data: int) -> None:
+    """The same second in each of them; of nothing, once, it is over at once."""
+    change(queue, kevent(1, FILTER_TIMER, EV_ADD | EV_ONESHOT, unit, data))
+    (note,) = queue._notes.values()
+    assert note.period == pytest.approx(1)
+    change(queue, kevent(1, FILTER_TIMER, EV_ADD | EV_ONESHOT, unit, 0))
+    assert wait(queue) == kevent(1, FILTER_TIMER, EV_ONESHOT | EV_CLEAR, 0, 1)
+
+
+def test_times_that_are_none(queue) -> None:
+    """EINVAL, and no note; a period of nothing is one of the unit."""
+    for fflags, data in ((0, -1), (NOTE_SECONDS | NOTE_USECONDS, 1), (1 << 20, 1)):
+        with pytest.raises(OSError, match="Invalid"):
+            change(queue, kevent(1, FILTER_TIMER, EV_ADD, fflags, data))
+        with pytest.raises(FileNotFoundError):
+            change(queue, kevent(1, FILTER_TIMER, EV_DELETE))
+    change(queue, kevent(1, FILTER_TIMER, EV_ADD, NOTE_SECONDS, 0))
+    (note,) = queue._notes.values()
+    assert note.period == 1
+
+
+def test_a_timer_for_a_time_of_day(queue) -> None:
+    """NOTE_ABSTIME: once, and for as long as nobody deletes it; what is past is now."""
+    change(queue, kevent(1, FILTER_TIMER, EV_ADD, NOTE_ABSTIME | NOTE_SECONDS, int(time.time()) + 1000))
+    assert look(queue) == []
+    change(queue, kevent(1, FILTER_TIMER, EV_ADD, NOTE_ABSTIME | NOTE_SECONDS, 1))
+    for _ in range(2):
+        assert wait(queue) == kevent(1, FILTER_TIMER, 0, 0, 1)
+
+
+def test_a_timer_that_is_added_again_forgets(queue) -> None:
+    """What has expired is gone; to enable it alone changes nothing."""
+    change(queue, kevent(1, FILTER_TIMER, EV_ADD | EV_ONESHOT | EV_DISABLE, 0, 0))
+    assert look(queue) == []
+    change(queue, kevent(1, FILTER_TIMER, EV_ENABLE, NOTE_SECONDS, 1000, udata=3))
+    assert [(event.data, event.udata) for event in look(queue)] == [(1, 3)]
+    change(queue, kevent(1, FILTER_TIMER, EV_ADD | EV_ONESHOT, 0, 0))
+    change(queue, kevent(1, FILTER_TIMER, EV_ADD | EV_ONESHOT, NOTE_SECONDS, 1000))
+    assert look(queue) == []
+
+
 def test_timers(queue) -> None:
     """Milliseconds, again and again, counted while nobody looks; once with EV_ONESHOT."""
     started = time.monotonic()
@@ -397,12 +515,23 @@ def test_user_events(queue) -> None:
     change(queue, kevent(9, FILTER_USER, 0, NOTE_FFOR | 0b0001))
     change(queue, kevent(9, FILTER_USER, 0, NOTE_FFAND | 0b0101))
     assert look(queue) == []
+    change(queue, kevent(9, FILTER_USER, 0, NOTE_TRIGGER, 7, 6))
+    for _ in range(2):
+        assert [(event.fflags, event.data, event.udata) for event in look(queue)] == [(0b0101, 7, 6)]
+    change(queue, kevent(9, FILTER_USER, EV_DELETE), kevent(9, FILTER_USER, EV_ADD | EV_CLEAR, 3))
     change(queue, kevent(9, FILTER_USER, 0, NOTE_TRIGGER))
-    assert [(event.fflags, event.udata) for event in look(queue)] == [(0b0101, 5)]
     assert len(look(queue)) == 1
-    change(queue, kevent(9, FILTER_USER, EV_DELETE), kevent(9, FILTER_USER, EV_ADD | EV_CLEAR))
+    assert look(queue) == []
     change(queue, kevent(9, FILTER_USER, 0, NOTE_TRIGGER))
-    assert len(look(queue)) == 1
+    assert [event.fflags for event in look(queue)] == [3], "the program's bits stay"
+
+
+def test_what_does_not_trigger(queue) -> None:
+    """The call that adds the note, and one that says EV_CLEAR."""
+    change(queue, kevent(9, FILTER_USER, EV_ADD, NOTE_TRIGGER))
+    assert look(queue) == []
+    change(queue, kevent(9, FILTER_USER, 0, NOTE_TRIGGER))
+    change(queue, kevent(9, FILTER_USER, EV_CLEAR, NOTE_TRIGGER))
     assert look(queue) == []
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import math
 import os
 import select
 import signal
@@ -28,7 +29,8 @@ FILTER_READ, FILTER_WRITE, FILTER_PROC, FILTER_SIGNAL, FILTER_TIMER, FILTER_USER
 NOTE_EXIT = 0x80000000
 NOTE_TRIGGER, NOTE_FFLAGSMASK = 0x01000000, 0x00FFFFFF
 NOTE_FFCTRLMASK, NOTE_FFAND, NOTE_FFOR, NOTE_FFCOPY = 0xC0000000, 0x40000000, 0x80000000, 0xC0000000
-TIMER_UNITS = {0: 1e-3, 1: 1.0, 2: 1e-3, 4: 1e-6, 8: 1e-9}
+NOTE_SECONDS, NOTE_MSECONDS, NOTE_USECONDS, NOTE_NSECONDS, NOTE_ABSTIME = 0x1, 0x2, 0x4, 0x8, 0x10
+TIMER_UNITS = {0: 1e-3, NOTE_SECONDS: 1.0, NOTE_MSECONDS: 1e-3, NOTE_USECONDS: 1e-6, NOTE_NSECONDS: 1e-9}
 
 # Kept from before a test takes them away to have a system without them.
 EPOLLIN, EPOLLOUT, EPOLLET, EPOLLRDHUP = select.EPOLLIN, select.EPOLLOUT, select.EPOLLET, select.EPOLLRDHUP
@@ -42,7 +44,10 @@ TCP_SHUT = frozenset({4, 5, 7, 9, 11})
 IGNORED_BY_DEFAULT = frozenset({signal.SIGCHLD, signal.SIGURG, signal.SIGWINCH, signal.SIGCONT})
 
 refuses_zombies = False
-"""FreeBSD reports the end of a child that has ended already; OpenBSD and macOS say ESRCH."""
+"""FreeBSD reports the end of a child that has ended already; OpenBSD, NetBSD and macOS say ESRCH."""
+
+no_reader = errno.EPIPE
+"""What adding a note for writing says of a pipe that nobody reads any more: EPIPE on FreeBSD, EBADF on NetBSD."""
 
 
 class Note:
@@ -59,7 +64,7 @@ class Note:
         self.change(change)
 
     def change(self, change) -> None:
-        """Added, or added again: what an EV_ADD may change."""
+        """Added, or touched by any later change: udata is always what the last one said."""
         self.fflags, self.data, self.udata = change.fflags, change.data, change.udata
 
     def valid(self) -> bool:
@@ -100,19 +105,30 @@ def tcp_info(sock) -> bytes:
         return b""
 
 
+def socket_type(sock) -> int:
+    """SOCK_STREAM or what else it is."""
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)
+
+
 class FdNote(Note):
     """An fd that becomes readable or writable."""
 
     asked = False
     armed = False
     events = 0
+    other_way = 0
+    """How an end of a pipe is open for which this note never holds (pipe_kqfilter(), pipe_nfiltops)."""
 
     def attach(self) -> None:
         """Note what the fd is now."""
         self.identity = identity(self.ident)
         kind = self.identity[2]
-        self.asked = stat.S_ISREG(kind) or stat.S_ISDIR(kind)  # epoll does not know files
+        mode = fcntl.fcntl(self.ident, fcntl.F_GETFL) & os.O_ACCMODE
+        self.silent = stat.S_ISFIFO(kind) and mode == self.other_way
+        self.asked = stat.S_ISREG(kind) or stat.S_ISDIR(kind) or self.silent  # epoll does not know files
         self.is_socket = stat.S_ISSOCK(kind)
+        self.is_pipe = stat.S_ISFIFO(kind)
+        self.is_datagram = self.is_socket and self.on_socket(socket_type) == socket.SOCK_DGRAM
         info = self.on_socket(tcp_info) if self.is_socket else b""
         self.connecting = bool(info) and info[0] == TCP_SYN_SENT
 
@@ -162,9 +178,13 @@ class FdNote(Note):
             return 0  # never connected: Linux calls that hung up and writable, the BSDs call it nothing
         return bits
 
+    def failed(self, bits: int) -> int:
+        """POLLERR where it ends a socket; an error of datagrams passes (filt_soread(): "temporary udp error")."""
+        return bits & select.POLLERR if self.is_socket and not self.is_datagram else 0
+
     def error(self, bits: int) -> int:
         """The socket's error: what it may be, since asking would take it away."""
-        if not (self.is_socket and bits & select.POLLERR):
+        if not self.failed(bits):
             return 0
         return errno.ECONNREFUSED if self.connecting else errno.ECONNRESET
 
@@ -180,15 +200,18 @@ class ReadNote(FdNote):
     """EVFILT_READ: `data` bytes can be read, or so many connections accepted; EV_EOF at the end of input."""
 
     events = EPOLLIN | EPOLLRDHUP
+    other_way = os.O_WRONLY
 
     def state(self):
         """See the module."""
+        if self.silent:
+            return None
         if self.asked:
             left = os.fstat(self.ident).st_size - os.lseek(self.ident, 0, os.SEEK_CUR)
             return (left, 0, 0) if left else None
         bits = self.bits()
-        ended = bits & (POLLRDHUP | select.POLLHUP | (select.POLLERR if self.is_socket else 0))
-        if not bits & select.POLLIN and not ended:
+        ended = bits & (POLLRDHUP | select.POLLHUP) or self.failed(bits)
+        if not bits & (select.POLLIN | select.POLLERR) and not ended:
             return None
         return self.amount(), EV_EOF if ended else 0, self.error(bits)
 
@@ -200,23 +223,45 @@ class ReadNote(FdNote):
         return self.waiting()
 
 
+def shut_for_writing(sock) -> bool:
+    """Whether this end has sent its FIN, or for a unix stream what stands for one."""
+    if sock.family == socket.AF_UNIX and socket_type(sock) == socket.SOCK_STREAM:
+        try:
+            sock.send(b"", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)  # nothing, unless it is the end
+        except BrokenPipeError:
+            return True
+        except OSError:
+            return False  # not connected
+        return False
+    info = tcp_info(sock)
+    return bool(info) and info[0] in TCP_SHUT
+
+
 class WriteNote(FdNote):
     """EVFILT_WRITE: there is room for `data` bytes; EV_EOF when nobody will read them."""
 
     events = EPOLLOUT
+    other_way = os.O_RDONLY
+
+    def attach(self) -> None:
+        """`no_reader`: of a pipe the other end is closed (pipe_kqfilter(); OpenBSD reports it as an event by now)."""
+        super().attach()
+        if self.is_pipe and not self.silent and self.bits() & select.POLLERR:
+            raise OSError(no_reader, os.strerror(no_reader))
 
     def state(self):
         """See the module."""
+        if self.silent:
+            return None
         if self.asked:
             return 0, 0, 0
         bits = self.bits()
-        ended = bits & (select.POLLERR | select.POLLHUP)
+        ended = bits & (select.POLLERR | select.POLLHUP) if self.is_pipe else bits & select.POLLHUP or self.failed(bits)
         if self.is_socket and bits and not ended:
-            info = self.on_socket(tcp_info)
-            ended = bool(info) and info[0] in TCP_SHUT
-        if not bits & select.POLLOUT and not ended:
+            ended = self.on_socket(shut_for_writing)
+        if not bits & (select.POLLOUT | select.POLLERR) and not ended:
             return None
-        return self.room(), EV_EOF if ended else 0, self.error(bits)
+        return 0 if ended and self.is_pipe else self.room(), EV_EOF if ended else 0, self.error(bits)
 
     def room(self) -> int:
         """Bytes that a write would take, about."""
@@ -241,38 +286,37 @@ class UserNote(Note):
     triggered = False
 
     def __init__(self, queue, change) -> None:
-        self.fflags = self.data = 0
+        """Not triggered by what adds it: FreeBSD's kernel has taken its fflags away when it looks at them."""
         super().__init__(queue, change)
+        self.fflags = change.fflags & NOTE_FFLAGSMASK
+        self.triggered = False
 
     def change(self, change) -> None:
-        """Trigger it, and combine the program's bits as asked for."""
+        """Trigger it, and combine the program's bits as asked for. With EV_CLEAR it is untriggered instead."""
+        before = getattr(self, "fflags", 0)
+        super().change(change)
         control, bits = change.fflags & NOTE_FFCTRLMASK, change.fflags & NOTE_FFLAGSMASK
-        if control == NOTE_FFAND:
-            self.fflags &= bits
-        elif control == NOTE_FFOR:
-            self.fflags |= bits
-        elif control == NOTE_FFCOPY:
-            self.fflags = bits
-        if change.flags & EV_ADD:
-            self.udata = change.udata
-        self.data = change.data
-        if change.fflags & NOTE_TRIGGER:
-            self.triggered = True
+        self.fflags = {
+            NOTE_FFAND: before & bits, NOTE_FFOR: before | bits, NOTE_FFCOPY: bits}.get(control, before)
+        self.triggered = (self.triggered or bool(change.fflags & NOTE_TRIGGER)) and not change.flags & EV_CLEAR
 
     def state(self):
         """See the module."""
         return (self.data, 0, self.fflags) if self.triggered else None
 
     def clear(self) -> None:
-        """Until the next trigger. FreeBSD also clears what came with it."""
+        """Until the next trigger; the program's bits stay."""
         self.triggered = False
-        self.fflags = self.data = 0
 
 
 class ProcessNote(Note):
     """EVFILT_PROC with NOTE_EXIT: the process has ended, with `data` as its status; reported once."""
 
     pidfd = -1
+
+    def __init__(self, queue, change) -> None:
+        super().__init__(queue, change)
+        self.flags |= EV_CLEAR
 
     def attach(self) -> None:
         """ESRCH: there is none, or it is dead and this system refuses those."""
@@ -310,7 +354,7 @@ class ProcessNote(Note):
 
 
 class SignalNote(Note):
-    """EVFILT_SIGNAL: `data` signals were sent since it was last reported, also such as are ignored."""
+    """EVFILT_SIGNAL: `data` signals were sent since it was last reported, also ignored ones but SIGCHLD."""
 
     def __init__(self, queue, change) -> None:
         super().__init__(queue, change)
@@ -319,6 +363,9 @@ class SignalNote(Note):
 
     def attach(self) -> None:
         """Stand before the signal's handler, which is called as before."""
+        self.handler = signal.getsignal(self.ident)
+        if self.ident == signal.SIGCHLD and self.handler == signal.SIG_IGN:
+            return  # kqueue(2): "which, if ignored, will not be recorded by the filter"
         try:
             self.handler = signal.signal(self.ident, self.sent)
         except ValueError as error:
@@ -352,20 +399,37 @@ class TimerNote(Note):
     """EVFILT_TIMER: each `data` milliseconds, or what fflags says; reports how often that was since the last time."""
 
     def __init__(self, queue, change) -> None:
+        self.flags = change.flags & KEPT
+        self.started = False
         super().__init__(queue, change)
-        self.flags |= EV_CLEAR
+        if not change.fflags & NOTE_ABSTIME:
+            self.flags |= EV_CLEAR
 
     def change(self, change) -> None:
-        """Begin anew."""
-        super().change(change)
-        self.period = max(change.data * TIMER_UNITS.get(change.fflags, 1e-3), 1e-6)
-        self.when = time.monotonic() + self.period
+        """Begin anew when added again, and forget what has expired; else only udata is new. EINVAL: no such time."""
+        self.udata = change.udata
+        if self.started and not change.flags & EV_ADD:
+            return
+        absolute, unit = change.fflags & NOTE_ABSTIME, TIMER_UNITS.get(change.fflags & ~NOTE_ABSTIME)
+        if unit is None or change.data < 0:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        self.started = True
+        self.once = bool(absolute or self.flags & EV_ONESHOT)
+        # "Periodic timers with a specified timeout of 0 will be silently adjusted to timeout after 1 of the time units"
+        self.period = (change.data if self.once else max(change.data, 1)) * unit
+        now = time.monotonic()
+        self.when = now + (max(self.period - time.time(), 0) if absolute else self.period)
 
     def state(self):
         """See the module."""
         late = time.monotonic() - self.when
-        return None if late < 0 else (int(late / self.period) + 1, 0, self.fflags)
+        if late < 0:
+            return None
+        return 1 if self.once else int(late / self.period) + 1, 0, 0
 
     def clear(self) -> None:
-        """The next time."""
-        self.when += self.period * (int((time.monotonic() - self.when) / self.period) + 1)
+        """The next time; a time that was meant once is over."""
+        if self.once:
+            self.when = math.inf
+        else:
+            self.when += self.period * (int((time.monotonic() - self.when) / self.period) + 1)

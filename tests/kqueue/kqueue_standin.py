@@ -2,17 +2,18 @@
 
 It keeps what kqueue(2) of FreeBSD documents, for the filters READ, WRITE, PROC, SIGNAL, TIMER and USER:
 
-- a note is known by its ident and filter; adding it again changes fflags, data and udata, but neither EV_CLEAR nor
-  EV_ONESHOT (kqueue_register(): "the user may change some filter values after the initial EV_ADD");
+- a note is known by its ident and filter; adding it again, or enabling it, changes fflags, data and udata, but neither
+  EV_CLEAR nor EV_ONESHOT (kqueue_register(): "the user may change some filter values after the initial EV_ADD");
 - deleting what is not there is ENOENT, touching a closed fd EBADF; notes vanish when their fd is closed, whoever holds
   a copy of what it stood for; a kqueue is not inherited by fork;
 - errors of changes come as events with EV_ERROR while there is room, and are raised when there is none;
 - level-triggered notes are reported as long as they hold, EV_CLEAR ones when something has happened since.
 
 What it can't know: the errno of a socket (SO_ERROR would take it away, so `fflags` is a guess that is never 0), the
-space of a unix socket, the backlog of a unix listener (1), and that a unix socket has been shut for writing. A signal's
-note stands in the place of its Python handler and calls that. There are no vnode events; a file that grows is seen at
-the next call. Not there: NOTE_LOWAT, NOTE_FORK, NOTE_EXEC.
+space of a unix socket, the backlog of a unix listener (1), and that a unix socket other than a stream has been shut for
+writing. A signal's note stands in the place of its Python handler and calls that, so that it is for the main thread.
+A note stays where its number is closed and given to a copy of the same file before the next call. There are no vnode
+events; a file that grows is seen at the next call. Not there: NOTE_LOWAT, NOTE_FORK, NOTE_EXEC.
 
 An fd's readiness comes from epoll, one for each filter because edge or level is a matter of the note; what epoll says
 is then looked at with poll(2), since epoll also reports what a copy of a closed fd keeps alive.
@@ -21,6 +22,7 @@ is then looked at with poll(2), since epoll also reports what a copy of a closed
 from __future__ import annotations
 
 import errno
+import math
 import os
 import select
 import threading
@@ -75,6 +77,8 @@ class kevent:  # noqa: N801 -- the name it stands for
 
     def __init__(self, ident, filter=FILTER_READ, flags=EV_ADD, fflags=0, data=0, udata=0) -> None:  # noqa: A002
         self.ident = ident if isinstance(ident, int) else ident.fileno()
+        if self.ident < 0:
+            raise OverflowError("can't convert negative value to unsigned int")
         self.filter = filter
         self.flags = flags
         self.fflags = fflags
@@ -179,7 +183,10 @@ class kqueue:  # noqa: N801 -- the name it stands for
 
     def _until(self, left):
         """Seconds to wait: until a timer, at most `left`."""
-        times = [note.when - time.monotonic() for note in list(self._notes.values()) if isinstance(note, TimerNote)]
+        times = [
+            note.when - time.monotonic() for note in list(self._notes.values())
+            if isinstance(note, TimerNote) and note.enabled and note.when < math.inf
+        ]
         if left is not None:
             times.append(left)
         # epoll counts milliseconds, and rounds up.
@@ -187,7 +194,7 @@ class kqueue:  # noqa: N801 -- the name it stands for
 
     def _changed(self, change) -> int:
         """Apply one change; an errno, or 0."""
-        if change.filter not in KINDS:
+        if change.filter not in KINDS or not ~change.flags & (EV_ENABLE | EV_DISABLE):
             return errno.EINVAL
         try:
             with self._lock:
