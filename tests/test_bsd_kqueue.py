@@ -1,6 +1,6 @@
 """What is peculiar to the engine on kqueue: hang-ups without a filter, two events an fd, children, and the wake-up.
 
-Run with the stand-in in PYTHONPATH (tests/kqueue), or on a BSD.
+Run with KORE_IO=kqueue and the stand-in in PYTHONPATH (tests/kqueue), or on a BSD.
 """
 
 from __future__ import annotations
@@ -130,6 +130,96 @@ def test_a_fin_is_no_hangup_and_both_ends_are(poller, pair) -> None:
     ((_, events),) = poller.poll(20, 10)
     assert events & select.POLLHUP
     assert not events & select.POLLERR
+
+
+POLL = select.poll
+
+
+class SilentPoll:
+    """poll(2) of NetBSD, which never says POLLHUP of a socket (sodopoll())."""
+
+    def __init__(self) -> None:
+        self.real = POLL()
+        self.register = self.real.register
+
+    def poll(self, timeout: float) -> list[tuple[int, int]]:
+        """What is left."""
+        told = [(fd, bits & ~select.POLLHUP) for fd, bits in self.real.poll(timeout)]
+        return [(fd, bits) for fd, bits in told if bits]
+
+
+# Of a unix socket that poll says nothing of, Linux still knows the peer that is gone; the BSDs say ENOTCONN.
+@pytest.mark.parametrize(("poll", "made"), [(POLL, tcp_pair), (POLL, unix_pair), (SilentPoll, tcp_pair)])
+def test_both_ends_closed_are_a_hangup(driver, monkeypatch, poll, made) -> None:
+    """The regular end of a stream that has sent its FIN: nobody is left to tell it anything."""
+    monkeypatch.setattr(select, "poll", poll)
+    near, far = made()
+    owner = own(driver, near)
+    owner.stream.finish()
+    turns(driver)
+    assert far.recv(1) == b""
+    assert not owner.losses
+    far.close()
+    run(driver, lambda: owner.losses)
+    assert (owner.losses, owner.ends) == ([0], 1)
+
+
+def test_a_fin_alone_is_none_where_poll_says_nothing(poller, pair, monkeypatch) -> None:
+    monkeypatch.setattr(select, "poll", SilentPoll)
+    near, far = pair
+    poller.change(near.fileno(), NOT_REGISTERED, select.POLLIN)
+    far.shutdown(socket.SHUT_WR)
+    ((_, events),) = poller.poll(20, 10)
+    assert events & select.POLLIN
+    assert not events & (select.POLLHUP | select.POLLERR)
+
+
+# --- pipes without a reader ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[errno.EPIPE, errno.EBADF], ids=["EPIPE", "EBADF"])
+def unread(request, monkeypatch):
+    """The writing end of a pipe whose reader is gone; systems differ in how they refuse a note on it."""
+    if standin := sys.modules.get("kqueue_notes"):
+        monkeypatch.setattr(standin, "no_reader", request.param)
+    read_fd, write_fd = os.pipe()
+    os.close(read_fd)
+    yield write_fd
+    os.close(write_fd)
+
+
+@pytest.mark.parametrize("mask", [select.POLLOUT, 0])
+def test_a_pipe_that_nobody_reads(driver, unread: int, mask: int) -> None:
+    """Hung up from the start, though no note can be had: told to a poll, and again and again while it is asked."""
+    results, repeated = Results(), Results()
+    driver.poll(unread, mask, results)
+    run(driver, lambda: results)
+    assert results[0] & (select.POLLHUP | select.POLLERR)
+    operation = driver.poll_multishot(unread, mask, repeated)
+    for _ in range(3):
+        count = len(repeated)
+        driver.wait(20)
+        assert len(repeated) > count
+    operation.cancel()
+    driver.wait(20)
+    fired = Results()
+    driver.timeout(0.02, fired)
+    driver.wait(20)
+    assert fired == [0], "it was told though nobody asks"
+
+
+def test_a_pipe_that_was_closed_is_not_hung_up(poller, unread: int) -> None:
+    """Its number is another's by now, of which nothing was asked."""
+    copy = os.dup(unread)
+    poller.change(copy, NOT_REGISTERED, select.POLLOUT)
+    assert [fd for fd, _ in poller.poll(None, 10)] == [copy]
+    os.close(copy)
+    assert poller.poll(0, 10) == []
+    with pytest.raises(OSError, match="Bad file"):
+        poller.change(copy, NOT_REGISTERED, select.POLLOUT)
+
+
+# --- notes -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_quiet_note_becomes_a_loud_one(poller, pair) -> None:

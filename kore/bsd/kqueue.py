@@ -6,7 +6,8 @@ that the driver hears of an fd once a batch as it does from epoll. Level-trigger
 Hang-ups have no filter. Where only they are asked for there is a *quiet* note: EVFILT_READ (EVFILT_WRITE for an fd that
 is only written to) with EV_CLEAR, which speaks when something has happened and is passed on only when it says EV_EOF.
 What EV_EOF means is poll(2)'s word: a peer's FIN is the end of input and no hang-up, both directions closed are one. An
-error is told by fflags.
+error is told by fflags. A pipe whose reader has left before anybody asked can have no note; it is told as hung up in
+each turn, without waiting, until nobody asks any more.
 
 Not used: EVFILT_TIMER, since the driver's heap knows the next timeout and kevent(2) takes it in nanoseconds; and
 EVFILT_SIGNAL, since Python's own handler has to run all the same, and its wake-up writes to an fd.
@@ -38,7 +39,6 @@ from select import (
     KQ_FILTER_READ,
     KQ_FILTER_WRITE,
     KQ_NOTE_EXIT,
-    POLLERR,
     POLLHUP,
     POLLIN,
     POLLOUT,
@@ -86,6 +86,8 @@ class KqueuePoller:
             hint = "too many open files, or out of memory"
             raise EngineError("kqueue", error.errno or 0, error.strerror or "", hint) from error
         self.control: Callable[..., list[Any]] = self.kqueue.control
+        self.unread: set[int] = set()
+        """Writing ends of pipes that nobody reads any more, which somebody watches."""
         self.on_exit: Callable[[int], None] = lambda _: None
         """Called with the pid of a process that was watched and has ended."""
         self.user_filter = self._user_filter()
@@ -93,7 +95,9 @@ class KqueuePoller:
     def poll(self, timeout: float | None, most: int) -> list[tuple[int, int]]:
         """See kore.readiness.watch.Poller."""
         ready: dict[int, int] = {}
-        for event in self.control(None, most, timeout):
+        if self.unread:
+            self.look_at_unread(ready)
+        for event in self.control(None, most, 0 if ready else timeout):
             fd, bits = event.ident, BITS.get(event.filter)
             if bits is None:
                 if event.filter == KQ_FILTER_PROC:
@@ -113,6 +117,7 @@ class KqueuePoller:
             kind = os.fstat(fd).st_mode
             if stat.S_ISREG(kind) or stat.S_ISDIR(kind):
                 raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        self.unread.discard(fd)
         before = {} if new == old else notes(fd, old)
         after = notes(fd, new)
         for kind, flags in before.items():
@@ -128,6 +133,9 @@ class KqueuePoller:
         try:
             self.control([kevent(fd, kind, KQ_EV_ADD | flags, udata=QUIET if flags & KQ_EV_CLEAR else 0)], 0, 0)
         except OSError as error:
+            if kind == KQ_FILTER_WRITE and (error.errno == errno.EPIPE or (error.errno == errno.EBADF and is_pipe(fd))):
+                self.unread.add(fd)
+                return
             if error.errno not in NO_NOTE:
                 raise
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM)) from error
@@ -138,6 +146,14 @@ class KqueuePoller:
             self.control([kevent(fd, kind, KQ_EV_DELETE)], 0, 0)
         except FileNotFoundError:
             pass
+
+    def look_at_unread(self, ready: dict[int, int]) -> None:
+        """Put what has hung up without a note into `ready`, and forget what was closed meanwhile."""
+        for fd in tuple(self.unread):
+            if bits := hung_up(fd):
+                ready[fd] = bits
+            else:
+                self.unread.discard(fd)
 
     def rotate(self, fd: int, mask: int) -> None:
         """Nothing: there is no queue of waiting processes here, all are woken."""
@@ -211,12 +227,24 @@ def at_end(event: Any) -> int:
     bits = POLLRDHUP if event.filter == KQ_FILTER_READ else 0
     if event.udata != QUIET:
         bits |= BITS[event.filter]
-    if event.fflags:
-        return bits | POLLERR | POLLHUP
+    return bits | (GONE if event.fflags else hung_up(event.ident))
+
+
+def hung_up(fd: int) -> int:
+    """POLLERR and POLLHUP as poll(2) tells them. NetBSD's does not of sockets: one without a peer any more is."""
     poller = select.poll()
-    poller.register(event.ident, 0)
-    told = poller.poll(0)
-    return bits | told[0][1] & GONE if told else bits
+    poller.register(fd, 0)
+    if told := poller.poll(0):
+        return told[0][1] & GONE
+    return POLLHUP if unconnected(fd) else 0
+
+
+def is_pipe(fd: int) -> bool:
+    """Whether this is a pipe, and open."""
+    try:
+        return stat.S_ISFIFO(os.fstat(fd).st_mode)
+    except OSError:
+        return False
 
 
 class Receiving(Trying):
