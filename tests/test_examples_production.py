@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.http_server_harness import ENGINES, Client, request
+from tests.engines import ENGINES, skip_unconfined
+from tests.http_server_harness import Client, request
 from tests.privileges_harness import CAPABILITY_SETS, needs_root, status
 from tests.support import ROOT, children, free_port, skip_unless, starter, wait_until
 
@@ -23,6 +24,7 @@ def ready(log: Path) -> bool:
 def test_production(tmp_path, monkeypatch, engine):
     """In the foreground, as a test must end it; on a free port, and with its folders in ours."""
     skip_unless(engine)
+    skip_unconfined(engine)
     pytest.importorskip("pyseccomp")
     pytest.importorskip("prctl")
     monkeypatch.delenv("KORE_SANDBOX", raising=False)  # the deployment says so

@@ -11,7 +11,7 @@ import pytest
 
 from kore.process.hints import LINES_MAX, Hints
 from kore.sandbox.confinement import Confinement
-from tests.engines import ENGINES
+from tests.engines import ENGINES, skip_unconfined
 from tests.http_server_harness import GET, request, serving
 from tests.support import SECONDS
 
@@ -29,6 +29,7 @@ async def do(req):
 
 @pytest.fixture(params=ENGINES)
 def engine(request):
+    skip_unconfined(request.param)
     return request.param
 
 

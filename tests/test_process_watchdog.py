@@ -6,7 +6,6 @@ import re
 
 import pytest
 
-from tests.engines import skip_on_standin
 from tests.http_server_harness import ENGINES, request, serving
 from tests.support import wait_until
 
@@ -94,7 +93,6 @@ def told(server) -> list[tuple[str, str, str]]:
 
 @pytest.fixture(scope="module", params=ENGINES)
 def server(request, tmp_path_factory):
-    skip_on_standin(request.param, "it waits in Python code, which the watchdog takes for a callback")
     with serving(tmp_path_factory.mktemp("watchdog"), request.param, APP, "kore.config.http_request_ms = 20") as made:
         yield made
 

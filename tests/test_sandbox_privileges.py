@@ -22,7 +22,8 @@ from kore.process import ahead
 from kore.sandbox import privileges
 from kore.sandbox.confinement import Confinement
 from kore.sandbox.privileges import Identity, Rights
-from tests.http_server_harness import ENGINES, GET, request
+from tests.engines import ENGINES, skip_unconfined
+from tests.http_server_harness import GET, request
 from tests.privileges_harness import (
     CAPABILITY_SETS,
     a_user,
@@ -91,6 +92,13 @@ def engine(request):
 
 
 @pytest.fixture
+def inside(engine):
+    """The engine, where its workers are in the sandbox."""
+    skip_unconfined(engine)
+    return engine
+
+
+@pytest.fixture
 def start(tmp_path):
     with starter(tmp_path) as programs:
         yield functools.partial(programs.serve, deployment="docker", workers=1)
@@ -120,8 +128,8 @@ def public_directory():
 
 
 @needs_root
-def test_every_worker_is_left_with_a_user_a_root_and_nothing_else(tmp_path, engine):
-    with confined(tmp_path, engine, workers=2) as server:
+def test_every_worker_is_left_with_a_user_a_root_and_nothing_else(tmp_path, inside):
+    with confined(tmp_path, inside, workers=2) as server:
         for pid in pids_of(server.program):
             is_confined(pid, tmp_path / "root")
         assert server.ask(GET).body == b"hello"
@@ -131,8 +139,8 @@ def test_every_worker_is_left_with_a_user_a_root_and_nothing_else(tmp_path, engi
 
 
 @needs_root
-def test_a_worker_that_replaces_a_dead_one_is_as_confined(tmp_path, engine):
-    with confined(tmp_path, engine) as server:
+def test_a_worker_that_replaces_a_dead_one_is_as_confined(tmp_path, inside):
+    with confined(tmp_path, inside) as server:
         os.kill(server.pid, signal.SIGKILL)
         again = int(server.program.wait_for(r"worker 1 serves again, pid (\d+)")[1])
         assert again != server.pid
@@ -141,8 +149,8 @@ def test_a_worker_that_replaces_a_dead_one_is_as_confined(tmp_path, engine):
 
 
 @needs_root
-def test_nothing_is_got_back(tmp_path, engine):
-    with confined(tmp_path, engine, BACK) as server:
+def test_nothing_is_got_back(tmp_path, inside):
+    with confined(tmp_path, inside, BACK) as server:
         found = server.ask(request("/back"))
         assert found.status == 200
         refused = "Operation not permitted"
@@ -154,9 +162,9 @@ def test_nothing_is_got_back(tmp_path, engine):
 
 
 @needs_root
-def test_limits_of_a_worker(tmp_path, engine):
+def test_limits_of_a_worker(tmp_path, inside):
     mine = limits(os.getpid())
-    with confined(tmp_path, engine) as server:
+    with confined(tmp_path, inside) as server:
         found = limits(server.pid)
         assert found["Max core file size"] == ("0", "0")
         assert found["Max open files"][0] == found["Max open files"][1]
@@ -166,8 +174,8 @@ def test_limits_of_a_worker(tmp_path, engine):
 
 
 @needs_root
-def test_the_parent_keeps_what_it_needs_to_start_workers_and_no_more(tmp_path, engine):
-    with confined(tmp_path, engine) as server:
+def test_the_parent_keeps_what_it_needs_to_start_workers_and_no_more(tmp_path, inside):
+    with confined(tmp_path, inside) as server:
         found = status(server.program.pid)
         wanted = {
             privileges.CAP_DAC_OVERRIDE, privileges.CAP_KILL, privileges.CAP_SETGID, privileges.CAP_SETUID,
@@ -188,7 +196,7 @@ def test_a_worker_dies_with_its_parent_though_it_changed_its_user(tmp_path, engi
 
 
 @needs_root
-def test_descriptors_that_the_server_was_started_with_end_at_the_worker(tmp_path, engine):
+def test_descriptors_that_the_server_was_started_with_end_at_the_worker(tmp_path, inside):
     root = root_directory(tmp_path)
     with socket.socket(socket.AF_UNIX) as stray, starter(tmp_path) as programs:
         os.set_inheritable(stray.fileno(), True)
@@ -197,7 +205,7 @@ def test_descriptors_that_the_server_was_started_with_end_at_the_worker(tmp_path
         handed = functools.partial(original, pass_fds=[number])
         subprocess.Popen = handed
         try:
-            program = programs.serve(options=options(root), deployment="docker", workers=1, io=engine)
+            program = programs.serve(options=options(root), deployment="docker", workers=1, io=inside)
         finally:
             subprocess.Popen = original
         name = os.readlink(f"/proc/self/fd/{number}")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from driver_harness import fds
+from engines import skip_unconfined
 from reactor_harness import ENGINES, open_loop, run
 from spawner_harness import hiring
 from support import SECONDS, SERVER_APP, alive, free_port, http_get, open_files, starter, wait_until
@@ -436,6 +437,7 @@ def body(response: bytes) -> bytes:
 @pytest.mark.parametrize("io", ENGINES)
 def test_in_a_worker(tmp_path, io) -> None:
     """Programs are the spawner's children; it is named, and ends with its worker, as they do."""
+    skip_unconfined(io)
     with starter(tmp_path) as start:
         program, address = serve(start, "", {"KORE_IO": io, "KORE_SANDBOX": "yes"})
         worker = int(body(http_get(address, "/pid")))

@@ -18,6 +18,8 @@ import struct
 import termios
 import time
 
+__name__ = "kore.bsd.kqueue_notes"  # as that of the stand-in
+
 EV_ADD, EV_DELETE, EV_ENABLE, EV_DISABLE = 0x1, 0x2, 0x4, 0x8
 EV_ONESHOT, EV_CLEAR, EV_RECEIPT, EV_DISPATCH = 0x10, 0x20, 0x40, 0x80
 EV_ERROR, EV_EOF = 0x4000, 0x8000

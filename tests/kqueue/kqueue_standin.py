@@ -54,6 +54,9 @@ from kqueue_notes import (
     WriteNote,
 )
 
+__name__ = "kore.bsd.kqueue_standin"
+"""By this the watchdog of the loop knows who waits in the kernel; a real kqueue has no frame in Python."""
+
 # Kept from before a test takes them away to have a system without them.
 epoll, EPOLLIN = select.epoll, select.EPOLLIN
 eventfd, eventfd_read, eventfd_write = os.eventfd, os.eventfd_read, os.eventfd_write
