@@ -105,6 +105,7 @@ class SpawnerClient:
         """What it could not give up, and which paths of its terms are not there: lines for the log."""
         self._sock = sock
         self._broken = ""
+        self._gone = False  # its end of the socket is closed, which its exit alone does
         self._serial = 0
         self._lock = threading.Lock()  # a request and its reply are one, and a process may have several loops
 
@@ -142,6 +143,7 @@ class SpawnerClient:
         try:
             self._sock.sendmsg([message[:PIECE_BYTES]], rights, socket.MSG_NOSIGNAL)
         except ConnectionError as error:
+            self._gone = True
             raise self._end(str(error)) from error
         try:
             for at in range(PIECE_BYTES, len(message), PIECE_BYTES):
@@ -168,7 +170,7 @@ class SpawnerClient:
 
     def close(self) -> None:
         """End the spawner, and with it all it has started; waits for that a little."""
-        how = os.WNOHANG
+        how = 0 if self._gone else os.WNOHANG
         try:
             self._sock.settimeout(END_SECONDS_MAX)
             self._sock.shutdown(socket.SHUT_WR)
