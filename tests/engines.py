@@ -15,10 +15,12 @@ ENGINES = ["uring", "epoll", *(["kqueue"] if hasattr(select, "kqueue") else [])]
 
 _TESTS = Path(__file__).resolve().parent
 
-OPENBSD = {
-    "STANDIN_SYSTEM": "openbsd", "PYTHONPATH": os.pathsep.join((str(_TESTS.parent), str(_TESTS / "kqueue"))),
-}
-"""The environment of a program that takes this system for OpenBSD (kqueue/sitecustomize.py)."""
+def taken_for(system: str) -> dict[str, str]:
+    """The environment of a program that takes its system for freebsd, netbsd or openbsd (kqueue/sitecustomize.py)."""
+    return {"STANDIN_SYSTEM": system, "PYTHONPATH": os.pathsep.join((str(_TESTS.parent), str(_TESTS / "kqueue")))}
+
+
+OPENBSD = taken_for("openbsd")
 
 
 def skip_unconfined(engine: str) -> None:

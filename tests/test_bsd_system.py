@@ -1,6 +1,7 @@
 """The server on a system without anything that only Linux has: it starts, on kqueue, and serves all the same.
 
-The programs started here take the system for OpenBSD: tests/kqueue/sitecustomize.py takes the names away.
+The programs started here take their system for FreeBSD, NetBSD or OpenBSD: tests/kqueue/sitecustomize.py takes away
+what those have not.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import pkgutil
+import re
 import socket
 import subprocess
 import sys
@@ -19,7 +21,7 @@ from kore.process.channel import BUFFER_BYTES, enlarge
 from kore.process.descriptors import open_descriptors
 from kore.readiness.syscalls import listens, possible_fds
 from tests.driver_harness import fds
-from tests.engines import OPENBSD
+from tests.engines import OPENBSD, taken_for
 from tests.http_server_harness import Client, chunked, request
 from tests.support import free_port, starter
 
@@ -95,21 +97,25 @@ async def abstract(req):
 @kore.route("/system", domain=home, methods=["get"])
 def system(req):
     import select, sys
-    names = [hasattr(os, "pidfd_open"), hasattr(select, "epoll"), hasattr(os, "sendfile"), hasattr(os, "splice")]
-    req.response(200, f"{{sys.platform}} {{any(names)}}".encode())
+    names = [hasattr(os, "pidfd_open"), hasattr(select, "epoll"), hasattr(os, "pipe2"), hasattr(os, "splice")]
+    try:
+        os.listdir("/proc/self")
+    except OSError as error:
+        req.response(200, f"{{sys.platform}} {{any(names)}} {{error.strerror}}".encode())
 
 home.filemaps({{"/files/": "."}})
 """
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """A running server, its TCP address and its unix path."""
+@pytest.fixture(scope="module", params=["freebsd", "netbsd", "openbsd"])
+def server(request, tmp_path_factory):
+    """A running server, its TCP address, its unix path and the beginning of its sys.platform."""
     folder = tmp_path_factory.mktemp("bsd")
     port = free_port()
     with starter(folder) as programs:
-        program = programs.app(APP.format(port=port, path=folder / "socket"), environment=OPENBSD)
+        program = programs.app(APP.format(port=port, path=folder / "socket"), environment=taken_for(request.param))
         program.address = ("127.0.0.1", port)
+        program.system = request.param
         yield program
 
 
@@ -123,7 +129,7 @@ def ask(server, path: str, **more) -> bytes:
 
 def test_it_is_such_a_system(server) -> None:
     """Nothing of Linux's is there, and kqueue is what the server chose by itself, without a word about rings."""
-    assert ask(server, "/system") == b"openbsd7 False"
+    assert re.fullmatch(rf"{server.system}\d+ False No such file or directory", ask(server, "/system").decode())
     assert "engine kqueue" in server.out
     assert "io_uring" not in server.out
 
