@@ -10,6 +10,7 @@ import errno
 import os
 import pkgutil
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -23,7 +24,9 @@ from kore.readiness.syscalls import listens, possible_fds
 from tests.driver_harness import fds
 from tests.engines import OPENBSD, taken_for
 from tests.http_server_harness import Client, chunked, request
-from tests.support import free_port, starter
+from tests.privileges_harness import a_user, needs_root, root_directory
+from tests.support import free_port, starter, wait_until
+from tests.websocket_harness import WsClient
 
 # No pledge here: that is another test's.
 APP = """
@@ -41,6 +44,7 @@ kore.config.http_body_disk_offload = 1000
 kore.server("plain", ip="127.0.0.1", port="{port}", tls=False)
 kore.server("unix", path="{path}", tls=False)
 home = kore.domain("*", attach="plain")
+home.accesslog = "access.log"
 local = kore.domain("*", attach="unix")
 
 @kore.route("/", domain=local, methods=["get"])
@@ -103,7 +107,42 @@ def system(req):
     except OSError as error:
         req.response(200, f"{{sys.platform}} {{any(names)}} {{error.strerror}}".encode())
 
+@kore.route("/ws", domain=home)
+def ws(req):
+    req.websocket_handshake(None, lambda c, op, data: c.websocket_send(op, data), None)
+
+class App:
+    def onmsg(self, text):
+        kore.log(kore.LOG_INFO, f"{{kore.worker()}} got {{len(text)}}")
+
+koreapp = App()
+
+@kore.route("/tell", domain=home, methods=["get"])
+def tell(req):
+    kore.sendobj("x" * 300_000)
+    kore.sendobj("the word")
+    req.response(200, b"%d" % kore.worker())
+
 home.filemaps({{"/files/": "."}})
+"""
+
+
+PUBLIC = """
+import os
+import kore
+from kore.bsd import pledge
+
+pledge.available = lambda: False
+kore.config.deployment = "docker"
+kore.config.workers = 1
+kore.config.root = "{root}"
+kore.config.runas = "{user}"
+kore.server("plain", ip="127.0.0.1", port="{port}", tls=False)
+home = kore.domain("*", attach="plain")
+
+@kore.route("/", domain=home, methods=["get"])
+def index(req):
+    req.response(200, f"{{os.getuid()}} {{os.listdir('/')}}".encode())
 """
 
 
@@ -158,6 +197,45 @@ def test_files(server, size: int) -> None:
     for _ in range(2):
         assert ask(server, f"/files/file{size}") == content
     (server.directory / "link").unlink(missing_ok=True)
+
+
+def test_websockets(server) -> None:
+    with WsClient(server.address, "/ws") as ws:
+        assert ws.message("there and back").text() == "there and back"
+
+
+def test_messages_between_workers(server) -> None:
+    """Whole ones, in order, however many pieces they are cut into."""
+    teller = int(ask(server, "/tell"))
+    other = 3 - teller
+    server.wait_for(rf"log=\[{other} got 8\]")
+    assert re.findall(rf"log=\[{other} got (\d+)\]", server.out) == ["300000", "8"]
+
+
+def test_logs_are_opened_again(server) -> None:
+    """The parent opens the file and hands it over with a message (SCM_RIGHTS): each worker writes to the new one."""
+    old, new = server.directory / "access.old", server.directory / "access.log"
+    ask(server, "/")
+    wait_until(lambda: new.exists() and new.read_text(), "a line")
+    new.rename(old)
+    server.signal(signal.SIGHUP)
+    wait_until(lambda: (ask(server, "/"), new.exists() and new.read_text())[1], "a line in the new file")
+
+
+@needs_root
+@pytest.mark.parametrize("system", ["freebsd", "netbsd", "openbsd"])
+def test_root_and_user_change(tmp_path, system: str) -> None:
+    """For the public, without a word about the sandbox, which is Linux's."""
+    root = root_directory(tmp_path)
+    (tmp_path / "app.py").write_text(PUBLIC.format(port=(port := free_port()), root=root, user=a_user().pw_name))
+    with starter(tmp_path) as programs:
+        program = programs.kore("app.py", environment=taken_for(system))
+        program.wait_for("ready: 1 worker")
+        with Client(("127.0.0.1", port)) as client:
+            assert client.send(request("/")).read().body == b"%d []" % a_user().pw_uid
+        program.signal(signal.SIGTERM)
+        assert program.wait() == 0
+        assert "sandbox" not in program.out + program.err
 
 
 def test_unix_sockets_have_paths(server) -> None:

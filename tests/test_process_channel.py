@@ -30,6 +30,35 @@ def test_messages_keep_their_borders_and_order(pair):
     assert parent.receive() is None
 
 
+class Marking:
+    """A socket that shows with which flags it was sent to."""
+
+    def __init__(self, sock):
+        self.sock = sock
+        self.flags = []
+
+    def send(self, data, flags=0):
+        self.flags.append(flags)
+        return self.sock.send(data, flags)
+
+    def sendmsg(self, buffers, ancillary=(), flags=0):
+        self.flags.append(flags)
+        return self.sock.sendmsg(buffers, ancillary, flags)
+
+
+def test_the_end_of_each_message_is_marked(pair):
+    """FreeBSD 15 runs messages together that have no mark between them."""
+    parent, child = pair
+    sock, child.sock = child.sock, Marking(child.sock)
+    assert child.send(Kind.READY)
+    assert child.send_message(b"\x20piece")
+    assert child.send_fd(Kind.REOPEN, b"7", 0)
+    assert child.send_last(Kind.SHUTDOWN)
+    assert child.sock.flags == [socket.MSG_EOR] * 4
+    child.sock = sock
+    assert [parent.receive_message() for _ in range(4)] == [b"\x01", b"\x20piece", b"\x127", b"\x04"]
+
+
 def test_what_was_sent_before_the_end_is_still_read(pair):
     parent, child = pair
     child.send(Kind.LOG, b"\x03last words")

@@ -2,7 +2,8 @@
 
 A SOCK_SEQPACKET pair keeps the borders of messages, so there is no framing to get wrong, and the kernel's
 buffer is the bound: a message it does not take now is refused to the sender, who counts or keeps it. Who speaks is
-known from the socket, never from the message. The end of the channel means that the other side is gone.
+known from the socket, never from the message. FreeBSD 15 keeps only the borders that are marked (MSG_EOR), as POSIX
+has it; on Linux the mark means nothing. The end of the channel means that the other side is gone.
 
 Each worker has two: one for what the processes say to each other (log lines, ready, stop), and one for what workers
 say to workers, so that a flood of either never takes the room of the other.
@@ -80,7 +81,7 @@ class Channel:
     def send(self, kind: Kind, body: bytes = b"") -> bool:
         """Send now or not at all; False when the peer is slow or gone."""
         try:
-            self.sock.send(bytes((kind,)) + body)
+            self.sock.send(bytes((kind,)) + body, socket.MSG_EOR)
         except OSError:
             return False
         return True
@@ -89,7 +90,7 @@ class Channel:
         """The same with a descriptor along, of which the peer gets one of its own."""
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", (fd,)))
         try:
-            self.sock.sendmsg((bytes((kind,)) + body,), (rights,))
+            self.sock.sendmsg((bytes((kind,)) + body,), (rights,), socket.MSG_EOR)
         except OSError:
             return False
         return True
@@ -97,7 +98,7 @@ class Channel:
     def send_message(self, message: bytes) -> bool:
         """Send a message with its kind in front; False when there is no room now. Raises OSError: the peer is gone."""
         try:
-            self.sock.send(message)
+            self.sock.send(message, socket.MSG_EOR)
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise

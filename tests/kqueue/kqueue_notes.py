@@ -37,7 +37,7 @@ TIMER_UNITS = {0: 1e-3, NOTE_SECONDS: 1.0, NOTE_MSECONDS: 1e-3, NOTE_USECONDS: 1
 # Kept from before a test takes them away to have a system without them.
 EPOLLIN, EPOLLOUT, EPOLLET, EPOLLRDHUP = select.EPOLLIN, select.EPOLLOUT, select.EPOLLET, select.EPOLLRDHUP
 poll, POLLRDHUP, pidfd_open, waitid, P_PIDFD = select.poll, select.POLLRDHUP, os.pidfd_open, os.waitid, os.P_PIDFD
-F_GETPIPE_SZ = fcntl.F_GETPIPE_SZ
+F_GETPIPE_SZ, MSG_NOSIGNAL = fcntl.F_GETPIPE_SZ, socket.MSG_NOSIGNAL
 
 TCP_INFO, TCP_SYN_SENT, TCP_LISTEN, TCP_UNACKED = socket.TCP_INFO, 2, 10, 24
 TCP_SHUT = frozenset({4, 5, 7, 9, 11})
@@ -229,7 +229,7 @@ def shut_for_writing(sock) -> bool:
     """Whether this end has sent its FIN, or for a unix stream what stands for one."""
     if sock.family == socket.AF_UNIX and socket_type(sock) == socket.SOCK_STREAM:
         try:
-            sock.send(b"", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)  # nothing, unless it is the end
+            sock.send(b"", socket.MSG_DONTWAIT | MSG_NOSIGNAL)  # nothing, unless it is the end
         except BrokenPipeError:
             return True
         except OSError:
