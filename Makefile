@@ -7,13 +7,8 @@ SETUP := $(VENV)/.setup-done
 RIG_SETUP := $(RIG)/.setup-done
 CACHES := .pytest_cache .mypy_cache .ruff_cache .hypothesis docs/bench.json docs/bench.png README.md
 
-# What runs on the engine of the BSDs as well, on the stand-in for kqueue: the driver, the reactor on it, processes, and
-# the HTTP server with its files. Python does there what a kernel would, so this is a part, of about three minutes.
-KQUEUE := $(wildcard tests/test_driver_*.py tests/test_reactor_*.py) $(patsubst %,tests/%.py,test_readiness \
-	test_bsd_kqueue test_proc test_socket_wrap test_process_engine test_process_serve test_process_reopen \
-	test_http_server_clients test_http_server_handlers test_http_server_limits test_http_server_pipeline \
-	test_http_files_sending)
-# The sandbox is that of Linux, and knows nothing of the calls that the stand-in makes.
+# The engine of the BSDs is tested on a stand-in for kqueue. The sandbox is that of Linux, and knows nothing of the calls
+# that the stand-in makes.
 KQUEUE_ENV := KORE_IO=kqueue KORE_SANDBOX=no PYTHONPATH=$(CURDIR)/tests/kqueue
 
 # What runs once more with the workers of all servers in the sandbox, as outside development they are: about two minutes.
@@ -29,8 +24,8 @@ GIVE_BACK = @if [ -n "$$SUDO_UID" ]; then for f in $(CACHES); do if [ -e "$$f" ]
 
 help:
 	@echo "make run     set up, then serve examples/hello.py on http://127.0.0.1:8888/"
-	@echo "make test    set up, then run the tests on io_uring and on epoll, a part of them once more with the sandbox around"
-	@echo "             the workers, and those of engines also on a stand-in for kqueue"
+	@echo "make test    set up, then run the tests on io_uring, what depends on the engine on epoll and on a stand-in for kqueue"
+	@echo "             as well, and a part once more with the sandbox around the workers"
 	@echo "make check   ruff, mypy and the house rules"
 	@echo "make bench   compare with other servers (SHORT=1: two minutes; UPDATE=1: write the results into docs/ and README.md;"
 	@echo "             ARGS=\"--cases plain --peers nginx\" goes to the rig)"
@@ -70,7 +65,8 @@ test: $(SETUP)
 	done; else \
 		echo "test: no sandbox here ($$reason): no test runs with the workers in it"; \
 	fi; \
-	echo "test: the engines' tests, on kqueue's stand-in"; $(KQUEUE_ENV) $(BIN)/python -m pytest -q $(KQUEUE) || status=1; \
+	echo "test: what depends on the engine, on kqueue's stand-in"; \
+	KORE_TESTS=engine $(KQUEUE_ENV) $(BIN)/python -m pytest -q || status=1; \
 	exit $$status
 	$(GIVE_BACK)
 	@echo "test: all passed"

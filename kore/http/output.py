@@ -19,7 +19,11 @@ _LINGER_NOT = struct.pack("ii", 1, 0)  # struct linger: on, for 0 seconds
 
 
 def unsent(fd: int) -> int:
-    """Bytes in the send queue of socket `fd` that the peer has not acknowledged (tcp(7), SIOCOUTQ); 0 when unknown."""
+    """Bytes in the send queue of socket `fd` that the peer has not acknowledged (tcp(7), SIOCOUTQ); 0 when unknown.
+
+    Unknown on the BSDs. There a socket takes more as soon as 2 KiB of its queue are free, so that what we still hold
+    tells as much of a slow peer.
+    """
     if fd < 0:
         return 0  # the stream has ended, and its owner is about to hear of it
     count = array.array("i", [0])
