@@ -38,7 +38,7 @@ LINUX_ONLY = {
         "preadv", "pwritev", "waitid", "P_ALL", "P_PID", "P_PGID",
     ),
     "socket": (
-        "MSG_CMSG_CLOEXEC", "MSG_NOSIGNAL", "SOCK_CLOEXEC", "SOCK_NONBLOCK", "SO_PEERCRED", "SO_DOMAIN", "SO_PROTOCOL",
+        "MSG_CMSG_CLOEXEC", "MSG_NOSIGNAL", "SO_PEERCRED", "SO_DOMAIN", "SO_PROTOCOL",
         "SO_REUSEPORT", "TCP_*[!Y]", "AF_NETLINK", "AF_PACKET", "AF_ALG", "AF_VSOCK", "AF_CAN", "PF_*",
     ),
     "signal": ("pidfd_send_signal", "SIGPOLL", "SIGPWR", "SIGSTKFLT", "SIGRTM*", "sigtimedwait", "sigwaitinfo"),
