@@ -12,7 +12,6 @@ import importlib
 import os
 import select
 import selectors
-import stat
 import sys
 
 import kqueue_notes
@@ -105,7 +104,10 @@ def readlink(path, *, dir_fd=None, readlink=os.readlink):
 
 
 class SilentPoll:
-    """poll(2) of NetBSD, which never says POLLHUP of a socket (sodopoll())."""
+    """poll(2) of NetBSD, which never says POLLHUP of a socket (sodopoll()).
+
+    Of unix sockets it still does here: that their peer is gone getpeername(2) tells there, and does not on Linux.
+    """
 
     def __init__(self, poll=select.poll) -> None:
         self._poll = poll()
@@ -113,10 +115,24 @@ class SilentPoll:
 
     def poll(self, timeout=None):
         """See select.poll."""
-        for fd, bits in (told := self._poll.poll(timeout)):
-            if bits & select.POLLHUP and stat.S_ISSOCK(os.fstat(fd).st_mode):
-                told = [(other, bits & ~select.POLLHUP if other == fd else bits) for other, bits in told]
+        told = [
+            (fd, bits & ~select.POLLHUP if bits & select.POLLHUP and is_internet(fd) else bits)
+            for fd, bits in self._poll.poll(timeout)
+        ]
         return [(fd, bits) for fd, bits in told if bits]
+
+
+def is_internet(fd: int) -> bool:
+    """Whether this is a socket, and no unix one."""
+    import socket
+
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError:
+        return False
+    family = sock.family
+    sock.detach()
+    return family != socket.AF_UNIX
 
 
 def pretend(system: str) -> None:
