@@ -177,7 +177,7 @@ class _Start:
         engine, fallback = reactor.select_engine()
         if engine != "uring":
             return engine, fallback
-        refused = ahead.try_as_worker(self.confinement, lambda: reactor.new_driver("uring").close())
+        refused = ahead.try_as_worker(self.confinement, lambda: worker.new_driver("uring", self.confinement).close())
         if refused is None:
             return engine, fallback
         if os.environ.get("KORE_IO"):
@@ -210,7 +210,7 @@ class _Start:
         return home if rights.identity is None else f"{home} as user {rights.identity.name}"
 
     def _notices(self) -> list[str]:
-        found = [*confining.notices(self.confinement, self.deployment, self.engine), *self.plan.notices]
+        found = [*confining.notices(self.confinement, self.deployment), *self.plan.notices]
         if self.plan.settings.pledge and not pledge.available():
             found.append("kore.config.pledge: only OpenBSD has pledge(2); nothing is promised here")
         return found

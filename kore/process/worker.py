@@ -22,6 +22,7 @@ from kore.application.declared import application
 from kore.application.plan import Plan
 from kore.application.settings import NO_PROGRAMS, Settings
 from kore.bsd import pledge
+from kore.driver import Driver
 from kore.errors import EngineError, SandboxError, StartError
 from kore.http.server import HttpServer
 from kore.http.settings import HttpSettings
@@ -134,9 +135,14 @@ def _confined(orders: WorkerOrders, place: WorkerPlace) -> reactor.Loop:
     return confinement.enter(
         replace(mine, rights=rights),
         spawner=lambda: _start_spawner(orders),
-        engine=lambda: reactor.Loop(reactor.new_driver(orders.engine, connects=mine.connects or not mine.on)),
+        engine=lambda: reactor.Loop(new_driver(orders.engine, mine)),
         close_filter=lambda: _close_filter(orders, place),
     )
+
+
+def new_driver(engine: str, mine: Confinement) -> Driver:
+    """The engine of a worker that may what `mine` says. Raises EngineError."""
+    return reactor.new_driver(engine, connects=mine.connects or not mine.on, bounded=mine.on)
 
 
 def _start_spawner(orders: WorkerOrders) -> None:
