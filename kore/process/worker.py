@@ -86,6 +86,8 @@ def run(orders: WorkerOrders, place: WorkerPlace) -> int:
     if os.getppid() != place.parent:
         return 0  # it died between the fork and the call above, which therefore never hears of it
     title.set_title(orders.name, role.role.label)
+    # As Python has it from the start: a client that is gone is an error of one write(2), whatever the application did.
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     _settle(orders, place)
     reactor.set_log(role.role.log)
     gc.set_threshold(*GC_THRESHOLDS)
