@@ -22,7 +22,7 @@ from kore.bsd import pledge
 from kore.errors import ConfigurationError, EngineError, StartError
 from kore.process import affinity, ahead, confining, role, title, worker
 from kore.process.daemon import Daemon, daemonise
-from kore.process.descriptors import inherited
+from kore.process.descriptors import inherited, open_standard
 from kore.process.log import LOG_ERR, LOG_INFO, LOG_NOTICE, FileSink, Log, SyslogSink, standard_output
 from kore.process.parent import EXIT_FATAL, Orders, Parent
 from kore.process.pidfile import HeldError, Pidfile
@@ -59,6 +59,7 @@ class Options:
 
 def start(path: str, arguments: Sequence[str], options: Options) -> int:
     """Serve the application at `path` until it is stopped; the exit code. Nothing is raised but SystemExit."""
+    open_standard()
     strays = inherited()
     log = Log(standard_output())
     role.take(role.Role(log))
@@ -320,6 +321,7 @@ class _Start:
             restart=settings.worker_death_policy == "restart",
             drain_seconds=drain,
             filtered=self.confinement.on or self.confinement.tracing,
+            piped=self.confinement.on,
             tracing=self._brief(),
             name=self.name,
             ignore_interrupt=not foreground,
