@@ -18,7 +18,10 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from kore.errors import EngineError
-from tests.engines import ENGINES as ENGINES
+from tests.engines import ENGINES as SYSTEM_ENGINES
+
+ENGINES = [*SYSTEM_ENGINES, "uring-bounded"]
+"""The last is a ring as workers have it that may connect to some ports: its output leaves by system calls."""
 
 SECONDS_MAX = 20.0
 
@@ -26,10 +29,11 @@ SECONDS_MAX = 20.0
 def make_driver(io: str):
     """The driver of that name; a skip that names the missing kernel feature where it can't be had."""
     try:
-        if io == "uring":
+        if io.startswith("uring"):
             from kore.uring.driver import UringDriver
+            from kore.uring.restrictions import CONNECTING, OPEN
 
-            return UringDriver()
+            return UringDriver(restrictions=CONNECTING if io == "uring-bounded" else OPEN)
         if io == "kqueue":
             from kore.bsd.kqueue import KqueueDriver
 

@@ -24,10 +24,9 @@ import pytest
 
 from kore.errors import EngineError
 from kore.sandbox.landlock import Rules, restrict_self
-from kore.uring.driver import _msghdr
 from kore.uring.operations import sockaddr
 from kore.uring.ring import Ring
-from kore.uring.structures import IORING_OP_CONNECT, IORING_OP_NOP, IORING_OP_SENDMSG
+from kore.uring.structures import IORING_OP_CONNECT, IORING_OP_NOP
 
 X86_64 = {
     "openat": 257, "truncate": 76, "execve": 59, "rmdir": 84, "unlink": 87, "mknod": 133, "mkdir": 83, "symlink": 88,
@@ -193,24 +192,6 @@ def ioctl_raw(_: Place) -> None:
     except OSError as error:
         if error.errno != errno.ENOTTY:
             raise
-
-
-def fast_open(where: Place) -> None:
-    """A connection by sendto(2)."""
-    socket.socket().sendto(b"x", socket.MSG_FASTOPEN, ("127.0.0.1", where.port))
-
-
-def fast_open_by_ring(where: Place) -> None:
-    """The same by an entry that every server's ring has to allow; in progress is as good as done."""
-    sock = socket.socket()
-    header, keep = _msghdr([b"x"], sockaddr(sock.family, ("127.0.0.1", where.port)))
-    try:
-        where.ring(IORING_OP_SENDMSG, sock.fileno(), 0, header, 1, socket.MSG_FASTOPEN)
-    except OSError as error:
-        if error.errno != errno.EINPROGRESS:
-            raise
-    finally:
-        del keep
 
 
 def connect_abstract(where: Place) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import socket
 import tempfile
@@ -268,25 +269,77 @@ def test_no_worker_shuts_a_listener_down_that_others_serve(tmp_path, engine):
             victim.serves()
 
 
-# What is known and stays.
+# Connections that nobody is asked about.
 
 FAST_OPEN = """
-sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-name = at(inet(TCP))
-piece = struct.pack("=QQ", at(b"x"), 1)
-head = struct.pack("=QIxxxxQQQQIxxxx", name, 16, at(piece), 1, 0, 0, 0)
-return await ring(9, sock.fileno(), addr=head, length=1, op_flags=0x20000000)
+def message():
+    piece = struct.pack("=QQ", at(b"x"), 1)
+    return struct.pack("=QIxxxxQQQQIxxxx", at(inet(TCP)), 16, at(piece), 1, 0, 0, 0)
+def tcp(*arguments):
+    KEPT.append(socket.socket(socket.AF_INET, socket.SOCK_STREAM, *arguments))
+    return KEPT[-1]
+def deferred():
+    sock = tcp()
+    sock.setsockopt(socket.IPPROTO_TCP, 30, 1)  # TCP_FASTOPEN_CONNECT
+    sock.connect(("127.0.0.1", TCP))
+    return sock.send(b"x")
+FLAG = 0x20000000
+ways = {
+    "sendto": lambda: tcp().sendto(b"x", FLAG, ("127.0.0.1", TCP)),
+    "sendmsg": lambda: tcp().sendmsg([b"x"], [], FLAG, ("127.0.0.1", TCP)),
+    "sendmmsg": lambda: sys_call("sendmmsg", tcp().fileno(), message() + bytes(8), 1, FLAG),
+    "deferred": deferred,
+    "connect": lambda: tcp().connect(("127.0.0.1", TCP)),
+    "MPTCP": lambda: tcp(262).connect(("127.0.0.1", TCP)),
+}
+if hasattr(tasks.process_loop.driver, "ring"):
+    ways |= {
+        "SENDMSG": lambda: ring(9, tcp().fileno(), addr=message(), length=1, op_flags=FLAG),
+        "SEND": lambda: ring(26, tcp().fileno(), addr=b"x", off=inet(TCP), length=1, op_flags=FLAG, file_index=16),
+        "SEND_ZC": lambda: ring(47, tcp().fileno(), addr=b"x", off=inet(TCP), length=1, op_flags=FLAG, file_index=16),
+        "SENDMSG_ZC": lambda: ring(48, tcp().fileno(), addr=message(), length=1, op_flags=FLAG),
+        "CONNECT": lambda: ring(16, tcp().fileno(), addr=inet(TCP), off=16),
+    }
+found = {}
+for name, way in ways.items():
+    try:
+        done = way()
+        found[name] = await done if asyncio.iscoroutine(done) else done
+    except OSError as error:
+        found[name] = errno.errorcode[error.errno]
+return found
+"""
+REFUSED = {"EACCES", "ENOTSUP", "EOPNOTSUPP", "ENOSYS"}
+
+
+def reached(listener: socket.socket) -> bool:
+    """Whether anybody has connected."""
+    return bool(select.select([listener], [], [], 0)[0])
+
+
+def test_no_way_to_a_port_that_is_not_declared(tmp_path, engine):
+    """In a worker that may connect to another: neither by a send that connects, nor by a protocol that is not TCP."""
+    with target(tmp_path, engine, "kore.config.sandbox_connect = 1") as victim, socket.create_server(
+        ("127.0.0.1", 0)
+    ) as server:
+        found = returned(victim.attack(FAST_OPEN, TCP=server.getsockname()[1]))
+        assert len(found) == (11 if engine == "uring" else 6)
+        assert not reached(server)
+        assert set(found.values()) <= REFUSED, found
+        victim.serves()
+
+
+DATAGRAM = """
+return socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("127.0.0.1", UDP))
 """
 
 
-@pytest.mark.xfail(
-    Path("/proc/sys/net/ipv4/tcp_fastopen").read_text().strip() not in ("0", "2"), strict=True,
-    reason="a send by the ring may connect where connections are allowed at all; sysctl net.ipv4.tcp_fastopen = 0",
-)
-def test_fast_open_by_the_ring(tmp_path):
-    """To a port that is not declared, in a worker that may connect to another."""
-    skip_unless("uring")
-    with target(tmp_path, "uring", "kore.config.sandbox_connect = 1") as victim, socket.create_server(
-        ("127.0.0.1", 0)
-    ) as server:
-        assert victim.attack(FAST_OPEN, TCP=server.getsockname()[1]) in ("EACCES", "EOPNOTSUPP", "ENOTSUP")
+@pytest.mark.parametrize(("host", "outcome"), [("127.0.0.1", "EACCES"), ("localhost", "returned 1")])
+def test_datagrams_leave_only_where_names_are_looked_up(tmp_path, engine, host, outcome):
+    """A database by address needs none; who looks up names may send them anywhere, as the documentation says."""
+    pytest.importorskip("asyncpg")
+    text = f"kore.dbsetup('db', 'host={host} port=1')"
+    with target(tmp_path, engine, text=text) as victim, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        assert victim.attack(DATAGRAM, UDP=server.getsockname()[1]) == outcome
+        victim.serves()

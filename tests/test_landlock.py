@@ -12,8 +12,6 @@ from driver_harness import fds
 from landlock_harness import (
     ATTEMPTS,
     CASES,
-    fast_open,
-    fast_open_by_ring,
     open_python,
     open_ring,
     place,
@@ -21,10 +19,9 @@ from landlock_harness import (
     tried,
 )
 
-from kore.errors import EngineError, SandboxError
+from kore.errors import SandboxError
 from kore.sandbox import landlock
 from kore.sandbox.landlock import Rules, abi, restrict_self
-from kore.uring.ring import Ring
 
 REFUSED = {"REFER": {errno.EACCES, errno.EXDEV}, "ABSTRACT": {errno.EPERM}, "SIGNAL": {errno.EPERM}}
 """The errno of a refusal where it is not EACCES."""
@@ -273,42 +270,6 @@ def test_a_kernel_without_landlock(monkeypatch) -> None:
     monkeypatch.setattr(landlock, "abi", lambda: 7)
     with pytest.raises(SandboxError, match=r"landlock_create_ruleset: .*errno 38"):
         restrict_self(Rules())
-
-
-def test_blind_spots(where, tmp_path, monkeypatch) -> None:
-    """What is said to be open is: fast open and MPTCP connect to a port that connect(2) is refused."""
-    needs(4)
-    spots = landlock.blind_spots()
-    ways = {
-        "send(2) with MSG_FASTOPEN": fast_open,
-        "IPPROTO_MPTCP": lambda place_: socket.socket(proto=262).connect(("127.0.0.1", place_.port)),
-    }
-    if uring_is_there():
-        ways["by io_uring, which no filter sees"] = fast_open_by_ring
-    for name, way in ways.items():
-        said = any(name in spot for spot in spots)
-        result = tried(way, where, Rules())
-        if said and result == errno.EACCES:
-            continue  # a later kernel that sees it; the line is then too careful
-        assert (result == 0) == said, name
-    for path, spot, number in ((landlock.TCP_FASTOPEN, "MSG_FASTOPEN", 3), (landlock.MPTCP_ENABLED, "MPTCP", 1)):
-        file = tmp_path / "sysctl"
-        attribute = "TCP_FASTOPEN" if path == landlock.TCP_FASTOPEN else "MPTCP_ENABLED"
-        monkeypatch.setattr(landlock, attribute, str(file))
-        file.write_text(f"{number}\n")
-        assert any(spot in line for line in landlock.blind_spots())
-        for text in ("0\n", "2\n", "nothing"):
-            file.write_text(text)
-            assert not any(spot in line for line in landlock.blind_spots())
-
-
-def uring_is_there() -> bool:
-    """Whether this kernel gives a ring."""
-    try:
-        Ring(8, 16).close()
-    except EngineError:
-        return False
-    return True
 
 
 def test_a_ring_made_before(where) -> None:

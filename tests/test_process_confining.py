@@ -156,10 +156,10 @@ def test_mounted_applications_without_a_place_for_temporary_files_are_told_of(mo
         monkeypatch.delenv(name, raising=False)
     for write, told in (((), True), (("/srv/state",), True), (("/tmp",), False), ((os.getcwd(),), False)):
         mine = Confinement(process="worker", on=True, mounts=("site",), write=write)
-        lines = confining.notices(mine, Deployment("dev", True, False, False), "epoll")
+        lines = confining.notices(mine, Deployment("dev", True, False, False))
         found = [line for line in lines if "temporary" in line]
         assert bool(found) is told
         assert not told or "kore.config.sandbox_write = '/tmp'" in found[0]
     monkeypatch.setenv("TMPDIR", "/srv/state/own")
     mine = Confinement(process="worker", on=True, mounts=("site",), write=("/srv/state",))
-    assert "temporary" not in "".join(confining.notices(mine, Deployment("dev", True, False, False), "epoll"))
+    assert "temporary" not in "".join(confining.notices(mine, Deployment("dev", True, False, False)))

@@ -150,6 +150,28 @@ def test_requests_that_run_are_finished_and_new_connections_refused(start):
         socket.create_connection(program.address, timeout=1)
 
 
+def test_a_write_that_nobody_reads_ends_no_worker(start):
+    """EPIPE, also where the application had the signal end the process (as programs for a terminal do)."""
+    text = """
+import signal
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+
+@kore.route("/broken", domain=home, methods=["get"])
+def broken(req):
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        os.write(writing, b"x")
+    except BrokenPipeError:
+        req.response(200, b"an error")
+    finally:
+        os.close(writing)
+"""
+    program = start(text=text)
+    assert http_get(program.address, "/broken").endswith(b"an error")
+    stop(program)
+
+
 def test_an_idle_connection_does_not_delay_the_end(start):
     program = start("", "-rn", deployment="docker")  # ten seconds to drain
     with socket.create_connection(program.address, timeout=SECONDS) as idle:

@@ -388,13 +388,13 @@ def test_the_engine_is_found_by_trying(monkeypatch):
     made = []
 
     class Fake:
-        def __init__(self, name, connects=True):
+        def __init__(self, name, connects=True, bounded=False):
             self.name = name
 
         def close(self):
             made.append(self.name)
 
-    def make(name, connects=True):
+    def make(name, connects=True, bounded=False):
         if name == "uring":
             raise kore.errors.EngineError("io_uring_setup", 1, "Operation not permitted", "a seccomp filter")
         return Fake(name)

@@ -21,11 +21,13 @@ from kore.uring import stream as stream_module
 from kore.uring import structures
 from kore.uring.driver import UringDriver
 from kore.uring.probe import supported_operations
-from kore.uring.restrictions import CONNECTING, SERVING, Restrictions
+from kore.uring.restrictions import CONNECTING, OPEN, SERVING, Restrictions
 from kore.uring.ring import Ring
 from kore.uring.structures import (
     IORING_OP_CONNECT,
     IORING_OP_NOP,
+    IORING_OP_SEND,
+    IORING_OP_SENDMSG,
     IORING_REGISTER_ENABLE_RINGS,
     IORING_REGISTER_PROBE,
     IORING_REGISTER_RESTRICTIONS,
@@ -34,7 +36,7 @@ from kore.uring.structures import (
     IOSQE_CQE_SKIP_SUCCESS,
 )
 
-LISTS = {"connecting": CONNECTING, "serving": SERVING}
+LISTS = {"connecting": CONNECTING, "serving": SERVING, "open": OPEN}
 REGISTERS_MAX = 64
 """More registrations than any kernel has yet (37 in Linux 6.18)."""
 IOSQE_FLAGS = 8
@@ -162,11 +164,13 @@ def test_the_list_is_what_the_driver_uses() -> None:
     for module in (driver_module, operations_module, stream_module, ring_module):
         tree = ast.parse(Path(module.__file__).read_text())
         used |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    assert {vars(structures)[name] for name in used if name.startswith("IORING_OP_")} == CONNECTING.operations
+    assert {vars(structures)[name] for name in used if name.startswith("IORING_OP_")} == OPEN.operations
     flags = {vars(structures)[name] for name in used if name.startswith("IOSQE_")}
     assert flags == {IOSQE_BUFFER_SELECT, IOSQE_CQE_SKIP_SUCCESS}
-    assert sum(flags) == CONNECTING.flags == SERVING.flags
-    assert CONNECTING.operations - SERVING.operations == {IORING_OP_CONNECT}
+    assert sum(flags) == CONNECTING.flags == SERVING.flags == OPEN.flags
+    assert OPEN.operations - SERVING.operations == {IORING_OP_CONNECT}
+    assert OPEN.operations - CONNECTING.operations == {IORING_OP_SEND, IORING_OP_SENDMSG}
+    assert CONNECTING.operations < OPEN.operations
     assert len(CONNECTING.pack()) == 16 * CONNECTING.count
 
 
@@ -196,6 +200,9 @@ def test_who_may_not_connect() -> None:
     driver.close()
     driver = uring(connects=False)
     assert connected(driver) == -errno.EACCES
+    driver.close()
+    driver = uring(bounded=True)
+    assert connected(driver) == 0
     driver.close()
     loop = reactor.new_event_loop("uring")
     assert connected(loop.driver) == 0

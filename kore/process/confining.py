@@ -145,7 +145,7 @@ def _with_reach(mine: Confinement, plan: Plan) -> Confinement:
     )
 
 
-def notices(confinement: Confinement, deployment: Deployment, engine: str) -> Iterator[str]:
+def notices(confinement: Confinement, deployment: Deployment) -> Iterator[str]:
     """What whoever starts the server should know of it."""
     given = confinement.rights
     if os.geteuid() == 0 and given.identity is None and deployment.name != "dev":
@@ -160,11 +160,6 @@ def notices(confinement: Confinement, deployment: Deployment, engine: str) -> It
         from kore.sandbox import landlock
 
         yield from landlock.missing(landlock.abi())
-        if confinement.connects and engine == "uring" and landlock.fast_open_is_on():
-            yield (
-                "a worker that may connect at all may connect to any TCP port, by fast open on its ring, which neither "
-                "Landlock nor the filter sees; sysctl net.ipv4.tcp_fastopen=0 closes that, and so does KORE_IO=epoll"
-            )
     if confinement.on and confinement.mounts and not _has_temporary_files(confinement):
         # Frameworks catch the error, and answer as if the client had sent nonsense.
         yield (

@@ -28,6 +28,18 @@ def open_descriptors() -> int:
     return count
 
 
+def open_standard() -> None:
+    """Open the standard streams that this process was started without, on /dev/null.
+
+    Else what is opened first has their numbers, and is written to as if it were one of them. To be called before.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            assert os.open(os.devnull, os.O_RDWR) == number, "open(2) gives the lowest number there is"
+
+
 def inherited() -> dict[int, tuple[int, int]]:
     """The descriptors this process was started with but for the standard streams: each with what it is, as far as told.
 

@@ -201,10 +201,6 @@ def landlock() -> Iterator[Finding]:
     state = State.LESS if lacking else State.GOOD
     mend = "a newer kernel" if version else "Linux 5.13 or newer, and landlock in lsm= at boot"
     yield Finding("Landlock", state, "; ".join(lacking) or f"ABI {version}", mend if lacking else "")
-    if landlock.fast_open_is_on():
-        yield Finding(
-            "Landlock", State.GOOD, "TCP fast open on a ring leads past it, for workers that may connect at all",
-            "sysctl net.ipv4.tcp_fastopen=0")
 
 
 def user() -> Iterator[Finding]:

@@ -23,6 +23,7 @@ from typing import NoReturn
 from kore.process import role
 from kore.process.channel import Channel, ChannelError, Kind, channel_pair
 from kore.process.log import LOG_ERR, LOG_INFO, LOG_NOTICE, Log
+from kore.process.output import Output, flush_own
 from kore.process.relay import Relay
 from kore.process.reopening import AccessLog, Reopening
 from kore.process.report import Death, death_report, signal_name
@@ -66,6 +67,8 @@ class Orders:
     drain_seconds: float = 10.0
     filtered: bool = False
     """Whether a worker puts a filter on and sends its listener; from others nobody takes one."""
+    piped: bool = False
+    """Whether what a worker writes to its standard streams comes here and is logged; else it has the parent's."""
     tracing: Brief | None = None
     """What a tracer must know, when there is to be one."""
     name: str = "kore"
@@ -132,6 +135,7 @@ class Parent:
         An exception here is a defect of kore; the workers are killed before it goes on its way.
         """
         self._take_signals()
+        flush_own()
         try:
             if self.tracing is not None:
                 self.tracing.start(self._become_tracer)
@@ -286,15 +290,16 @@ class Parent:
         """Put a new process on `seat`. When there is none to be had, that counts as a death."""
         seat.board[0] = 0
         channels: list[Channel] = []
-        stacks = None
+        stacks = output = None
         try:
             channels += channel_pair()
             channels += channel_pair()
+            if self.orders.piped:
+                output = Output(lambda text: self.log.write(LOG_INFO, seat.label, text))
             if self.tracing is not None:
                 stacks = self.tracing.pipe(seat.worker)
         except OSError as error:
-            for channel in channels:
-                channel.close()
+            self._close_ends(channels, output)
             self._no_worker(seat, f"no channel: {error.strerror}")
             return
         mine, theirs, my_messages, their_messages = channels
@@ -307,22 +312,33 @@ class Parent:
             pid = os.fork()
         except OSError as error:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-            for channel in channels:
-                channel.close()
+            self._close_ends(channels, output)
             self._no_worker(seat, f"no process: {error.strerror}")
             return
         if pid == 0:
             # Closed with the others: they would hide the parent's death from its own worker.
-            seat.channel, seat.messages = mine, my_messages
+            seat.channel, seat.messages, seat.output = mine, my_messages, output
             self._become_worker(seat, theirs, their_messages, stacks, blocked)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         theirs.close()
         their_messages.close()
         if self.tracing is not None:
             self.tracing.forked(seat.worker)
-        seat.taken(pid, mine, my_messages)
+        seat.taken(pid, mine, my_messages, output)
+        if output is not None:
+            output.close_writing()
+            self._selector.register(output, selectors.EVENT_READ, lambda: self._read_output(output))
         self._selector.register(mine, selectors.EVENT_READ, lambda: self._hear(seat, mine))
         self._relay.join(seat.worker, my_messages, lambda error: self._nonsense(seat, error))
+
+    @staticmethod
+    def _close_ends(channels: list[Channel], output: Output | None) -> None:
+        """Close both ends of what was made for a worker that there is not."""
+        for channel in channels:
+            channel.close()
+        if output is not None:
+            output.close_writing()
+            output.close()
 
     def _become_worker(
         self, seat: Seat, channel: Channel, messages: Channel, stacks: int | None, blocked: Iterable[int]
@@ -331,6 +347,8 @@ class Parent:
         code = 1
         try:
             early: list[int] = []
+            if seat.output is not None:
+                seat.output.take()
             signal.set_wakeup_fd(-1)
             for number in self._handled_signals():
                 if number == signal.SIGCHLD:
@@ -410,6 +428,10 @@ class Parent:
         if seat.channel is not None:
             self._hear_last(seat, seat.channel)
             self._relay.leave(seat.worker)
+        if seat.output is not None:
+            if seat.output.fileno() in self._selector.get_map():
+                self._selector.unregister(seat.output)
+            seat.output.read_last()
         death = Death(status, self._supervision.leave(seat.worker))
         uptime = seat.left()
         if self.state is State.ABORTING or (self.state is State.STOPPING and death.clean):
@@ -479,6 +501,10 @@ class Parent:
                 self._message(seat, *message)
         except (EOFError, ChannelError):
             pass  # all has been said
+
+    def _read_output(self, output: Output) -> None:
+        if output.read() is None:
+            self._selector.unregister(output)
 
     def _message(self, seat: Seat, kind: Kind, body: bytes, fd: int | None) -> None:
         if kind is Kind.LISTENER and self.orders.filtered:

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, field
 
 from kore.process.channel import Channel
+from kore.process.output import Output
 
 BACKOFF_FIRST_SECONDS = 0.1
 BACKOFF_SECONDS_MAX = 5.0
@@ -37,6 +38,8 @@ class Seat:
     channel: Channel | None = None
     messages: Channel | None = None
     """The channel of what workers send to workers; the relay's."""
+    output: Output | None = None
+    """What it writes to its standard streams, when that is for the parent."""
     ready: bool = False
     reopened: set[int] = field(default_factory=set)
     """Descriptors of access logs that were opened again and that the process has not been sent yet."""
@@ -49,8 +52,9 @@ class Seat:
         """How the log and the process list call it."""
         return f"[wrk {self.worker}]"
 
-    def taken(self, pid: int, channel: Channel, messages: Channel) -> None:
+    def taken(self, pid: int, channel: Channel, messages: Channel, output: Output | None) -> None:
         """A process sat down."""
+        self.output = output
         self.pid = pid
         self.channel = channel
         self.messages = messages
@@ -62,13 +66,13 @@ class Seat:
         self.pid = 0
         self.ready = False
         self.close()
-        self.channel = self.messages = None
+        self.channel = self.messages = self.output = None
         self.reopened.clear()
         return time.monotonic() - self.started
 
     def close(self) -> None:
         """Close the channels: the process is gone, or this one is a child that must not have them."""
-        for channel in (self.channel, self.messages):
+        for channel in (self.channel, self.messages, self.output):
             if channel is not None:
                 channel.close()
 

@@ -22,7 +22,7 @@ from kore.bsd import pledge
 from kore.errors import ConfigurationError, EngineError, StartError
 from kore.process import affinity, ahead, confining, role, title, worker
 from kore.process.daemon import Daemon, daemonise
-from kore.process.descriptors import inherited
+from kore.process.descriptors import inherited, open_standard
 from kore.process.log import LOG_ERR, LOG_INFO, LOG_NOTICE, FileSink, Log, SyslogSink, standard_output
 from kore.process.parent import EXIT_FATAL, Orders, Parent
 from kore.process.pidfile import HeldError, Pidfile
@@ -59,6 +59,7 @@ class Options:
 
 def start(path: str, arguments: Sequence[str], options: Options) -> int:
     """Serve the application at `path` until it is stopped; the exit code. Nothing is raised but SystemExit."""
+    open_standard()
     strays = inherited()
     log = Log(standard_output())
     role.take(role.Role(log))
@@ -177,7 +178,7 @@ class _Start:
         engine, fallback = reactor.select_engine()
         if engine != "uring":
             return engine, fallback
-        refused = ahead.try_as_worker(self.confinement, lambda: reactor.new_driver("uring").close())
+        refused = ahead.try_as_worker(self.confinement, lambda: worker.new_driver("uring", self.confinement).close())
         if refused is None:
             return engine, fallback
         if os.environ.get("KORE_IO"):
@@ -210,7 +211,7 @@ class _Start:
         return home if rights.identity is None else f"{home} as user {rights.identity.name}"
 
     def _notices(self) -> list[str]:
-        found = [*confining.notices(self.confinement, self.deployment, self.engine), *self.plan.notices]
+        found = [*confining.notices(self.confinement, self.deployment), *self.plan.notices]
         if self.plan.settings.pledge and not pledge.available():
             found.append("kore.config.pledge: only OpenBSD has pledge(2); nothing is promised here")
         return found
@@ -320,6 +321,7 @@ class _Start:
             restart=settings.worker_death_policy == "restart",
             drain_seconds=drain,
             filtered=self.confinement.on or self.confinement.tracing,
+            piped=self.confinement.on,
             tracing=self._brief(),
             name=self.name,
             ignore_interrupt=not foreground,

@@ -22,6 +22,7 @@ from kore.application.declared import application
 from kore.application.plan import Plan
 from kore.application.settings import NO_PROGRAMS, Settings
 from kore.bsd import pledge
+from kore.driver import Driver
 from kore.errors import EngineError, SandboxError, StartError
 from kore.http.server import HttpServer
 from kore.http.settings import HttpSettings
@@ -85,6 +86,8 @@ def run(orders: WorkerOrders, place: WorkerPlace) -> int:
     if os.getppid() != place.parent:
         return 0  # it died between the fork and the call above, which therefore never hears of it
     title.set_title(orders.name, role.role.label)
+    # As Python has it from the start: a client that is gone is an error of one write(2), whatever the application did.
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     _settle(orders, place)
     reactor.set_log(role.role.log)
     gc.set_threshold(*GC_THRESHOLDS)
@@ -134,9 +137,14 @@ def _confined(orders: WorkerOrders, place: WorkerPlace) -> reactor.Loop:
     return confinement.enter(
         replace(mine, rights=rights),
         spawner=lambda: _start_spawner(orders),
-        engine=lambda: reactor.Loop(reactor.new_driver(orders.engine, connects=mine.connects or not mine.on)),
+        engine=lambda: reactor.Loop(new_driver(orders.engine, mine)),
         close_filter=lambda: _close_filter(orders, place),
     )
+
+
+def new_driver(engine: str, mine: Confinement) -> Driver:
+    """The engine of a worker that may what `mine` says. Raises EngineError."""
+    return reactor.new_driver(engine, connects=mine.connects or not mine.on, bounded=mine.on)
 
 
 def _start_spawner(orders: WorkerOrders) -> None:

@@ -31,13 +31,14 @@ def _wanted(io: str | None) -> str | None:
     return wanted or (None if hasattr(select, "epoll") else "kqueue")
 
 
-def _make(name: str, connects: bool = True) -> Driver:
+def _make(name: str, connects: bool = True, bounded: bool = False) -> Driver:
     if name == "uring":
         # Imported here so that an epoll process never loads liburing.
         from kore.uring.driver import UringDriver
-        from kore.uring.restrictions import CONNECTING, SERVING
+        from kore.uring.restrictions import CONNECTING, OPEN, SERVING
 
-        uring: Driver = UringDriver(restrictions=CONNECTING if connects else SERVING)
+        restrictions = SERVING if not connects else CONNECTING if bounded else OPEN
+        uring: Driver = UringDriver(restrictions=restrictions)
         return uring
     if not hasattr(select, name):
         raise EngineError(name, errno.ENOSYS, f"there is no {name} on this system", ELSEWHERE[name])
@@ -53,19 +54,20 @@ def _make(name: str, connects: bool = True) -> Driver:
     return epoll
 
 
-def new_driver(io: str | None = None, *, connects: bool = True) -> Driver:
+def new_driver(io: str | None = None, *, connects: bool = True, bounded: bool = False) -> Driver:
     """A driver of the engine `io` ("uring", "epoll" or "kqueue"), or of $KORE_IO, or of the best this kernel gives.
 
-    With `connects` false the kernel refuses every connect on the ring (EACCES). Epoll has no ring to restrict: there
-    the process's filter and Landlock say what it may connect to.
+    With `connects` false the kernel refuses every connect on the ring (EACCES). `bounded` is for a process that
+    Landlock bounds: the ring then connects by connect alone. Epoll has no ring to restrict: there the process's filter
+    and Landlock say what it may connect to.
 
     Raises EngineError when a named engine cannot be had, ConfigurationError for an unknown name.
     """
     wanted = _wanted(io)
     if wanted is not None:
-        return _make(wanted, connects)
+        return _make(wanted, connects, bounded)
     try:
-        return _make("uring", connects)
+        return _make("uring", connects, bounded)
     except EngineError:
         return _make("epoll")
 

@@ -6,8 +6,9 @@ opened: a file that was open before stays open. Call it while the process has on
 
 What it does not see, and who stops that: changes of mode, owner, times and extended attributes, stat(2) and chdir(2)
 (the filter of system calls, the user the process runs as); UDP, and connections to sockets that have a path; listen(2)
-on a socket that was not bound, which takes a port of the kernel's choice; and two ways of TCP to any port, which
-`blind_spots` tells of.
+on a socket that was not bound, which takes a port of the kernel's choice; and two ways of TCP to any port, tried on
+Linux 6.18: sockets of IPPROTO_MPTCP, and a send(2) with MSG_FASTOPEN. The filter refuses both, and no ring may send
+where connections are opened (kore.uring.restrictions).
 """
 
 from __future__ import annotations
@@ -82,9 +83,6 @@ NET_PORT = struct.Struct("=QQ")
 
 PR_SET_NO_NEW_PRIVS = 38
 
-TCP_FASTOPEN = "/proc/sys/net/ipv4/tcp_fastopen"
-MPTCP_ENABLED = "/proc/sys/net/mptcp/enabled"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
@@ -145,35 +143,6 @@ def missing(version: int) -> tuple[str, ...]:
     return tuple(
         f"Landlock (ABI {version} in this kernel) does not restrict {what}; Linux {linux} does"
         for since, linux, _, _, _, what in FEATURES if since > version and what)
-
-
-def blind_spots() -> tuple[str, ...]:
-    """Ways of TCP to any port that Landlock does not see on this machine, one line each. Asks /proc.
-
-    Both were tried on Linux 6.18. A ring's restrictions do not look at flags, so that in a process with a ring no
-    filter of system calls helps against the second.
-    """
-    found = []
-    if _sysctl(MPTCP_ENABLED) & 1:
-        found.append("a socket of IPPROTO_MPTCP may connect to any port: a filter must refuse that protocol")
-    if fast_open_is_on():
-        found.append(
-            "send(2) with MSG_FASTOPEN may connect to any port: a filter must refuse that flag; by io_uring, which "
-            "no filter sees, it goes on as long as sysctl net.ipv4.tcp_fastopen is neither 0 nor 2")
-    return tuple(found)
-
-
-def fast_open_is_on() -> bool:
-    """Whether a ring may send with MSG_FASTOPEN: the one of these ways that no filter closes. Asks /proc."""
-    return bool(_sysctl(TCP_FASTOPEN) & 1)
-
-
-def _sysctl(path: str) -> int:
-    try:
-        with open(path, encoding="ascii") as file:
-            return int(file.read())
-    except (OSError, ValueError):
-        return 0
 
 
 def restrict_self(rules: Rules, *, strict: bool = False, version: int | None = None) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from kore.uring.operations import (
     EVERYWHERE,
     AcceptOnceOperation,
     AcceptOperation,
+    CallOperation,
     DataOperation,
     MessageOperation,
     RepeatedPoll,
@@ -32,7 +33,7 @@ from kore.uring.operations import (
     sockaddr,
 )
 from kore.uring.probe import require_operations
-from kore.uring.restrictions import CONNECTING, Restrictions
+from kore.uring.restrictions import OPEN, Restrictions
 from kore.uring.ring import HINTS, Ring
 from kore.uring.stream import HANGUP, KEY_MASK, REST, SEND, SEND_NOW, UringStream
 from kore.uring.structures import (
@@ -61,22 +62,19 @@ SEND_NOW_WORD = SEND_NOW << 32
 """The flags as they stand in an entry, above the length."""
 
 IOV_MAX = 64
-"""Pieces in one sendmsg; more are joined first. Far below the kernel's 1024 to bound the entry's own memory."""
+"""Pieces in one send; more are joined first. Far below the kernel's 1024 to bound the entry's own memory."""
 
 
 def _address(data: bytes) -> int:
     return id(data) + BYTES_OFFSET
 
 
-def _msghdr(buffers: Sequence[bytes], name: bytes = b"") -> tuple[int, Any]:
-    """The address of a struct msghdr for `buffers` to `name`, and what must stay alive with it."""
+def _vector(buffers: Sequence[bytes]) -> bytes:
+    """An array of struct iovec for `buffers`."""
     if len(buffers) == 2:  # head and body of a response, the usual case
         head, body = buffers
-        vector = IOVEC_PAIR.pack(id(head) + BYTES_OFFSET, len(head), id(body) + BYTES_OFFSET, len(body))
-    else:
-        vector = b"".join([IOVEC.pack(_address(data), len(data)) for data in buffers])
-    header = MSGHDR.pack(_address(name) if name else 0, len(name), _address(vector), len(buffers), 0, 0, 0)
-    return _address(header), (header, vector, buffers, name)
+        return IOVEC_PAIR.pack(id(head) + BYTES_OFFSET, len(head), id(body) + BYTES_OFFSET, len(body))
+    return b"".join([IOVEC.pack(_address(data), len(data)) for data in buffers])
 
 
 class _Waker:
@@ -103,10 +101,10 @@ class UringDriver:
 
     name = "uring"
 
-    def __init__(self, entries: int = 1024, restrictions: Restrictions = CONNECTING) -> None:
+    def __init__(self, entries: int = 1024, restrictions: Restrictions = OPEN) -> None:
         self.accept_batch = 4  # accepts in flight a listener: enough to keep up, few enough to share
         self.live: dict[int, Any] = {}
-        self.kept: dict[int, Any] = {}  # memory the kernel may still read for streams that are gone
+        self.sends = IORING_OP_SEND in restrictions.operations  # else output leaves by system calls
         self.next_key = 1
         self.dirty: list[Any] = []
         self.ending: list[Any] = []
@@ -141,6 +139,7 @@ class UringDriver:
         What cannot be probed is tried: multishot receive, the layout of bytes objects, unreported success.
         """
         here, there = socket.socketpair()
+        here.setblocking(False)
         heard: list[bytes | int] = []
 
         class Owner(_Waker):
@@ -233,8 +232,6 @@ class UringDriver:
         """A completion of a stream that is not its receive."""
         stream = self.live.get(key & KEY_MASK)
         kind = key & ~KEY_MASK
-        if kind == REST:
-            self.kept.pop(key, None)
         if stream is None:
             return
         if kind == SEND:
@@ -242,12 +239,15 @@ class UringDriver:
             if data is not None:
                 stream.not_sent(res, data)
         elif kind == REST:
-            stream.rest_sent(res)
+            stream.write_rest(res)
         elif kind == HANGUP:
             stream.hung_up(res, flags)
 
     def _flush(self) -> None:
         """Queue one send for each stream that was written to."""
+        if not self.sends:
+            self._write()
+            return
         ring = self.ring
         dirty, self.dirty = self.dirty, []
         while len(dirty) > ring.room:
@@ -287,14 +287,39 @@ class UringDriver:
         ring.tail = tail
 
     def _send_pieces(self, stream: UringStream, pieces: list[bytes]) -> None:
-        """Queue one sendmsg: head and large body go out from where they lie."""
+        """Queue one send of several pieces: head and large body go out from where they lie."""
         for number, piece in enumerate(pieces):
             if type(piece) is not bytes:
                 pieces[number] = bytes(piece)
-        address, keep = _msghdr(pieces)
-        self.flying.append((stream.key, pieces, keep))
+        vector = _vector(pieces)
+        header = MSGHDR.pack(0, 0, _address(vector), len(pieces), 0, 0, 0)
+        self.flying.append((stream.key, pieces, vector, header))
         self.push(
-            IORING_OP_SENDMSG, IOSQE_CQE_SKIP_SUCCESS, 0, stream.fd, 0, address, 1, SEND_NOW, stream.send_key)
+            IORING_OP_SENDMSG, IOSQE_CQE_SKIP_SUCCESS, 0, stream.fd, 0, _address(header), 1, SEND_NOW, stream.send_key)
+
+    def _write(self) -> None:
+        """The same by write(2), for 0.65 us each more. An owner that raises leaves the rest to the next turn."""
+        write = os.write
+        for stream in self.dirty:
+            data = stream.out
+            if data is None or stream.stuck:
+                continue  # flushed already; or what it holds goes first
+            stream.out = None
+            size = len(data)
+            if type(data) is list:
+                size = sum(map(len, data))
+                if size <= JOIN_BYTES_MAX or len(data) > IOV_MAX:
+                    data = b"".join(data)
+            try:
+                taken = os.writev(stream.fd, data) if type(data) is list else write(stream.fd, data)
+            except BlockingIOError:
+                taken = 0
+            except OSError as error:
+                self.tear_down(stream, error.errno or errno.EIO)
+                continue
+            if taken != size:
+                stream.not_sent(taken, data)
+        self.dirty.clear()
 
     def _restart(self) -> None:
         """Re-arm receives that ended while they are wanted; hand over what came to streams that were paused."""
@@ -386,7 +411,6 @@ class UringDriver:
             stream.out = stream.received = stream.receiver = stream.owner = None
         self.wake_fd = -1
         self._wake_sender.close()
-        self.kept.clear()
         self.flying.clear()
 
     # --- operations ----------------------------------------------------------------------------------------
@@ -424,23 +448,16 @@ class UringDriver:
             operation.key)
         return operation
 
-    def send(self, fd: int, data: bytes, callback: Result) -> UringOperation:
-        """See kore.driver.Driver."""
-        data = bytes(data)
-        operation = UringOperation(self, callback, data)
-        self.push(IORING_OP_SEND, 0, 0, fd, 0, _address(data), len(data), socket.MSG_NOSIGNAL, operation.key)
-        return operation
+    def send(self, fd: int, data: bytes, callback: Result) -> CallOperation:
+        """See kore.driver.Driver. The fd must be non-blocking."""
+        return CallOperation(self, fd, lambda: os.write(fd, data), callback)
 
-    def sendto(self, sock: socket.socket, data: bytes, address: Any, callback: Result) -> UringOperation:
-        """See kore.driver.Driver."""
-        packed = sockaddr(sock.family, address)
-        header_address, keep = _msghdr([bytes(data)], packed)
-        operation = UringOperation(self, callback, keep)
-        flags = socket.MSG_NOSIGNAL
-        if sock.family == socket.AF_UNIX:
-            flags |= socket.MSG_DONTWAIT  # a sender is always writable: the kernel would poll that again and again
-        self.push(IORING_OP_SENDMSG, 0, 0, sock.fileno(), 0, header_address, 1, flags, operation.key)
-        return operation
+    def sendto(self, sock: socket.socket, data: bytes, address: Any, callback: Result) -> CallOperation:
+        """See kore.driver.Driver. The socket must be non-blocking."""
+        sockaddr(sock.family, address)  # what is malformed raises here and now
+        unix = sock.family == socket.AF_UNIX  # such a sender is always writable
+        return CallOperation(
+            self, sock.fileno(), lambda: sock.sendto(data, socket.MSG_NOSIGNAL, address), callback, once=unix)
 
     def poll(self, fd: int, mask: int, callback: Result) -> UringOperation:
         """See kore.driver.Driver."""

@@ -11,6 +11,7 @@ import os
 import select
 import struct
 import sys
+from collections.abc import Callable
 from socket import AF_INET, AF_INET6, AF_UNIX, inet_ntop, inet_pton
 from typing import TYPE_CHECKING, Any
 
@@ -168,6 +169,49 @@ class MessageOperation(UringOperation):
     def forget(self) -> None:
         self.message_callback = None
         super().forget()
+
+
+class CallOperation(UringOperation):
+    """A system call that sends, made when its fd can be written to.
+
+    A ring on which sends are restricted has none; and a call may be longer than an entry, since few are made this way.
+    """
+
+    __slots__ = ("attempt", "fd", "once", "over")
+
+    def __init__(
+        self, driver: UringDriver, fd: int, attempt: Callable[[], int], callback: Result, *, once: bool = False,
+    ) -> None:
+        super().__init__(driver, callback)
+        self.attempt = attempt
+        self.fd = fd
+        self.once = once
+        """Whether EAGAIN is the result, since waiting would say nothing."""
+        self.over = False
+        self.submit()
+
+    def submit(self) -> None:
+        """Wait until it can be written to."""
+        self.driver.push(IORING_OP_POLL_ADD, 0, 0, self.fd, 0, 0, 0, select.POLLOUT, self.key)
+
+    def complete(self, res: int, flags: int) -> None:
+        if self.over:
+            res = -errno.ECANCELED
+        elif res >= 0:
+            try:
+                res = self.attempt()
+            except BlockingIOError:
+                if not self.once:
+                    self.submit()
+                    return
+                res = -errno.EAGAIN
+            except OSError as error:
+                res = -(error.errno or errno.EIO)
+        super().complete(res, flags)
+
+    def cancel(self) -> None:
+        self.over = True
+        super().cancel()
 
 
 class AcceptOnceOperation(UringOperation):

@@ -4,8 +4,9 @@ A seccomp filter sees system calls, and what is done through a ring is none: who
 unrestricted ring opens files, makes sockets and renames directories through it, whatever the filter says. So the
 kernel is told, before a ring is enabled, what its driver uses, and it refuses everything else with EACCES, for as
 long as the ring lives (io_uring_register(2), IORING_REGISTER_RESTRICTIONS). The list names operations and not what
-they are about: which address may be connected to is for Landlock to say, and a send(2) that connects (MSG_FASTOPEN) is
-seen by neither (kore.sandbox.landlock.blind_spots).
+they are about: which address may be connected to is for Landlock to say. It is not asked about a send that connects
+(MSG_FASTOPEN), so where connections are bounded no ring sends: the driver makes system calls for that, whose flags a
+filter sees.
 """
 
 from __future__ import annotations
@@ -60,18 +61,21 @@ class Restrictions:
         return b"".join([RESTRICTION.pack(*row) for row in rows])
 
 
-SERVING = Restrictions(
-    operations=frozenset({
-        IORING_OP_ACCEPT, IORING_OP_RECV, IORING_OP_SEND, IORING_OP_RECVMSG, IORING_OP_SENDMSG,
-        IORING_OP_POLL_ADD, IORING_OP_TIMEOUT, IORING_OP_ASYNC_CANCEL, IORING_OP_CLOSE,
-        IORING_OP_READ, IORING_OP_WRITE, IORING_OP_SPLICE,
-    }),
-    flags=IOSQE_BUFFER_SELECT | IOSQE_CQE_SKIP_SUCCESS,
-    # The process drops its own short name of the ring, else the kernel would hold the ring, and all that is in flight
-    # on it, until the thread ends. It can be used for nothing else. Buffers are registered before, once and for all.
-    registers=frozenset({IORING_UNREGISTER_RING_FDS}),
-)
-"""All the driver does, but connect: for a process that is only spoken to."""
+_BASE = frozenset({
+    IORING_OP_ACCEPT, IORING_OP_RECV, IORING_OP_RECVMSG, IORING_OP_POLL_ADD, IORING_OP_TIMEOUT, IORING_OP_ASYNC_CANCEL,
+    IORING_OP_CLOSE, IORING_OP_READ, IORING_OP_WRITE, IORING_OP_SPLICE,
+})
+_SENDS = frozenset({IORING_OP_SEND, IORING_OP_SENDMSG})
+_FLAGS = IOSQE_BUFFER_SELECT | IOSQE_CQE_SKIP_SUCCESS
+# The process drops its own short name of the ring, else the kernel would hold the ring, and all that is in flight
+# on it, until the thread ends. It can be used for nothing else. Buffers are registered before, once and for all.
+_REGISTERS = frozenset({IORING_UNREGISTER_RING_FDS})
 
-CONNECTING = Restrictions(SERVING.operations | {IORING_OP_CONNECT}, SERVING.flags, SERVING.registers)
-"""All the driver does."""
+SERVING = Restrictions(_BASE | _SENDS, _FLAGS, _REGISTERS)
+"""For a process that is only spoken to: the sockets it has are connected, so that no send connects them."""
+
+CONNECTING = Restrictions(_BASE | {IORING_OP_CONNECT}, _FLAGS, _REGISTERS)
+"""For a process that connects where Landlock lets it, by IORING_OP_CONNECT and in no other way."""
+
+OPEN = Restrictions(_BASE | _SENDS | {IORING_OP_CONNECT}, _FLAGS, _REGISTERS)
+"""For a process that may connect anywhere."""

@@ -2,19 +2,23 @@
 
 Output leaves by a send that may not wait (MSG_DONTWAIT) and must be whole (MSG_WAITALL), whose success is not
 reported (IOSQE_CQE_SKIP_SUCCESS). The kernel does such a send inside io_uring_enter, so when that returns either all
-was taken, or a completion says how much. Only then a second, waiting send is made for the rest. An ordinary
-response so costs no completion, no object and no bookkeeping beyond its turn.
+was taken, or a completion says how much. Only then a poll waits for room, and write(2) sends what is left. An ordinary
+response so costs no completion, no object and no bookkeeping beyond its turn. On a ring that may not send
+(kore.uring.restrictions) write(2) does it. IORING_OP_WRITE would not do: its EAGAIN comes through the task work of a
+later enter, and by then the next output may have overtaken what was not taken.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
+from select import POLLOUT
 from typing import TYPE_CHECKING
 
 from kore.driver import Stream, StreamOwner
 from kore.readiness.syscalls import SHUT_WR, shutdown
-from kore.uring.operations import BYTES_OFFSET, NOBODY
+from kore.uring.operations import NOBODY
 from kore.uring.structures import (
     IORING_ASYNC_CANCEL_ALL,
     IORING_CQE_F_MORE,
@@ -35,7 +39,7 @@ if TYPE_CHECKING:
 # What a completion of a stream is about, in the top bits of its user_data; the rest is the stream's key.
 RECEIVE = 0
 SEND = 1 << 62  # a send that failed or was short
-REST = 2 << 62  # the waiting send of what was left
+REST = 2 << 62  # a poll for room for what was left
 HANGUP = 3 << 62  # a poll for the peer's death after its FIN
 KEY_MASK = (1 << 62) - 1
 
@@ -60,7 +64,7 @@ class UringStream(Stream):
         self.send_key = self.key | SEND
         self.armed = False  # a multishot receive is with the kernel
         self.watching = False  # a poll for the peer's death is with the kernel
-        self.rest: bytes | None = None  # what a waiting send is sending
+        self.rest: bytes | None = None  # what waits for room
         self.rest_offset = 0
         self.held: list[bytes] | None = None  # input that came while paused
         self.receiver: Callable[[bytes], None] | None = None  # who gets it on resume
@@ -174,34 +178,34 @@ class UringStream(Stream):
                 sent -= len(data[first])
                 first += 1
             data = data[first] if first == len(data) - 1 else b"".join(data[first:])
-        self.rest = data
+        self.rest = bytes(data)  # what is not bytes may change while it waits
         self.rest_offset = sent
-        self.stuck = len(data) - self.rest_offset
-        self.send_rest()
+        self.stuck = len(data) - sent
+        self.wait_for_room()
         if self.owner is not None:
             self.owner.stalled()
 
-    def send_rest(self) -> None:
-        """Submit the waiting send of what is left."""
-        assert self.rest is not None
-        self.driver.push(
-            IORING_OP_SEND, 0, 0, self.fd, 0, id(self.rest) + BYTES_OFFSET + self.rest_offset,
-            min(self.stuck, 1 << 30), MSG_NOSIGNAL, self.key | REST)
+    def wait_for_room(self) -> None:
+        """Submit the poll before the next write of what is left."""
+        self.driver.push(IORING_OP_POLL_ADD, 0, 0, self.fd, 0, 0, 0, POLLOUT, self.key | REST)
 
-    def rest_sent(self, res: int) -> None:
-        """A completion of the waiting send. Without MSG_WAITALL it shows progress, for write deadlines."""
-        if self.gone:
-            self.rest = None
+    def write_rest(self, res: int) -> None:
+        """A completion of that poll: there is room, or an error, which the write will tell."""
+        if self.gone or self.rest is None:
             return
-        if res <= 0 and res not in (-errno.EAGAIN, -errno.EINTR):
-            self.rest = None
-            self.driver.tear_down(self, -res or errno.EPIPE)
+        try:
+            if res < 0:
+                raise OSError(-res, os.strerror(-res))
+            sent = os.write(self.fd, memoryview(self.rest)[self.rest_offset :])
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self.driver.tear_down(self, error.errno or errno.EIO)
             return
-        sent = max(res, 0)
         self.rest_offset += sent
         self.stuck -= sent
         if self.stuck:
-            self.send_rest()
+            self.wait_for_room()
             return
         self.rest = None
         if self.out is not None:
@@ -230,7 +234,7 @@ class UringStream(Stream):
             self.driver.push(
                 IORING_OP_ASYNC_CANCEL, IOSQE_CQE_SKIP_SUCCESS, 0, -1, 0, self.key | HANGUP, 0, 0, NOBODY)
         if self.rest is not None:
-            self.driver.kept[self.key | REST] = self.rest  # the kernel reads it until its last completion
+            self.rest = None
             self.driver.push(
                 IORING_OP_ASYNC_CANCEL, IOSQE_CQE_SKIP_SUCCESS, 0, -1, 0, self.key | REST, 0, 0, NOBODY)
         self.driver.push(IORING_OP_CLOSE, IOSQE_CQE_SKIP_SUCCESS, 0, self.fd, 0, 0, 0, 0, NOBODY)
