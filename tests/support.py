@@ -5,13 +5,16 @@ Nothing here sleeps to give something time: readers wait for a line, with a dead
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import fcntl
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -72,12 +75,55 @@ SANDBOXED = os.environ.get("KORE_SANDBOX") == "yes"
 SECONDS = 20.0
 """How long a test waits for what should take milliseconds, on a machine that is busy."""
 
+ONLY_ONE_SECONDS = 600.0
+"""How long a test waits for others to be done with what there is only one of: minutes of a busy machine."""
+
+
+_reserved: collections.deque[socket.socket] = collections.deque()
+PORTS_RESERVED_MAX = 16
+"""More than any test asks for, and few enough to be no burden on descriptors."""
+
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on just now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A TCP port of 127.0.0.1 that nobody listens on, and that the kernel gives to nobody else who asks for any port.
+
+    The groups of `make test` run side by side. A socket stays bound to the port, and does not listen: who binds to it
+    by its number may, with SO_REUSEADDR as all servers have it (socket(7)), and who asks for port 0 gets another.
+    """
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("127.0.0.1", 0))
+    _reserved.append(sock)
+    if len(_reserved) > PORTS_RESERVED_MAX:
+        _reserved.popleft().close()
+    return int(sock.getsockname()[1])
+
+
+@contextlib.contextmanager
+def only_one(name: str) -> Iterator[None]:
+    """Be alone on this machine, among all who ask for it by this `name`, with what there is but one of: a fixed port.
+
+    A file in the system's temporary directory is locked, whoever made it; it stays there.
+    """
+    path = os.path.join(tempfile.gettempdir(), f"kore-tests-{name}.lock")
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)  # with O_CREAT not if it is another user's: proc_sys_fs(5)
+    except FileNotFoundError:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CREAT, 0o644)
+
+    def locked() -> bool:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    try:
+        wait_until(locked, f"{path} is ours", ONLY_ONE_SECONDS)
+        yield
+    finally:
+        fcntl.flock(fd, fcntl.LOCK_UN)  # closing it is not enough where a forked child has it too
+        os.close(fd)
 
 
 def wait_until(holds: Callable[[], object], what: str, seconds: float = SECONDS) -> None:

@@ -14,7 +14,7 @@ import pytest
 from tests.engines import ENGINES
 from tests.http_server_harness import Client, request
 from tests.postgresql_harness import PostgresServer
-from tests.support import Starter, http_get, pids_of, skip_unless, starter, wait_until
+from tests.support import Starter, http_get, only_one, pids_of, skip_unless, starter, wait_until
 
 # The reference's two examples. PostgreSQL has no table "table" without quotes: that one name is another here.
 SETUP = """\
@@ -74,6 +74,11 @@ class Place:
 @pytest.fixture(scope="module")
 def standard(postgresql: PostgresServer) -> Iterator[PostgresServer]:
     """A server where the examples look for it: port 5432, its socket in /tmp, and us as a user of it."""
+    with only_one("postgresql"):
+        yield from _standard(postgresql)
+
+
+def _standard(postgresql: PostgresServer) -> Iterator[PostgresServer]:
     if Path("/tmp/.s.PGSQL.5432").exists():
         pytest.skip("something listens on /tmp/.s.PGSQL.5432, where the reference's examples connect")
     postgresql.psql("CHECKPOINT")

@@ -215,6 +215,35 @@ def test_another_thread_ends_the_wait(loop):
     assert names == [threading.main_thread().name]
 
 
+@pytest.mark.parametrize("debug", [False, True])
+def test_nothing_is_lost_that_another_thread_asks_for_in_the_middle_of_a_turn(fake, debug):
+    """Between any two byte codes of it, as if another thread or a signal came there each time."""
+    fake.set_debug(debug)
+    turn, slow_turn = reactor.Loop._run_once.__code__, reactor.Loop._run_ready_slowly.__code__
+    turns, asked, seen = [], [], []
+
+    def come_between(frame, event, _arg):
+        if event == "call" and frame.f_code is turn:
+            turns.append(frame)
+        if frame.f_code not in (turn, slow_turn) or len(turns) > 1:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            asked.append(len(asked))
+            fake.call_soon_threadsafe(seen.append, asked[-1])
+        return come_between
+
+    fake.call_soon(fake.call_soon, fake.call_soon, fake.stop)
+    tracing = sys.gettrace()
+    sys.settrace(come_between)
+    try:
+        fake.run_forever()
+    finally:
+        sys.settrace(tracing)
+    assert len(asked) > 50
+    assert seen == asked
+
+
 def test_runner(opened):
     loop, _ = opened
 

@@ -16,7 +16,7 @@ import pytest
 
 from tests.engines import ENGINES
 from tests.http_server_harness import Client, Response, request
-from tests.support import READY, Starter, alive, http_get, pids_of, skip_unless, starter, wait_until
+from tests.support import READY, Starter, alive, http_get, only_one, pids_of, skip_unless, starter, wait_until
 from tests.websocket_harness import BINARY, TEXT, Frame, WsClient, close, opening
 
 FIRST = """\
@@ -229,6 +229,13 @@ ADDRESS = ("127.0.0.1", 8888)
 
 def around(example: str, more: str, workers: int = 1) -> str:
     return AROUND.format(example=example, more=more, workers=workers)
+
+
+@pytest.fixture(autouse=True)
+def alone() -> Iterator[None]:
+    """Set up first and torn down last: the port is ours until the server has gone."""
+    with only_one("reference"):
+        yield
 
 
 @pytest.fixture(params=ENGINES)

@@ -23,7 +23,7 @@ from tests.driver_harness import fds
 from tests.engines import ENGINES
 from tests.http_server_harness import Client, request
 from tests.reactor_harness import open_loop, run
-from tests.support import READY, SECONDS, Starter, free_port, http_get, skip_unless, starter
+from tests.support import READY, SECONDS, Starter, free_port, http_get, only_one, skip_unless, starter
 
 PAGE = """\
 import kore
@@ -165,6 +165,13 @@ def piece(text: str) -> Callable[..., Any]:
     exec(source, namespace)
     example: Callable[..., Any] = namespace["example"]
     return example
+
+
+@pytest.fixture(autouse=True)
+def alone() -> Iterator[None]:
+    """Set up first and torn down last: the reference's ports and paths are ours until the server has gone."""
+    with only_one("reference"):
+        yield
 
 
 @pytest.fixture(params=ENGINES)

@@ -302,6 +302,7 @@ def test_a_spawner_that_was_killed(loop, hire) -> None:
     async def main():
         proc = kore.proc("sleep 1000")
         os.kill(spawner.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, spawner.pid, os.WEXITED | os.WNOWAIT)  # its sockets close before that
         with pytest.raises(RuntimeError, match="is lost"):
             await proc.reap()
         os.kill(proc.pid, signal.SIGKILL)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import events, transports
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -18,7 +17,7 @@ from kore.driver import Driver
 class Base(asyncio.BaseEventLoop):
     """BaseEventLoop, with the types of what is used of it."""
 
-    _ready: deque[events.Handle]
+    _ready: list[events.Handle]
     _debug: bool
     _closed: bool
     _stopping: bool

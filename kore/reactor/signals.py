@@ -92,7 +92,7 @@ class Signals(Base):
         return True
 
     def _on_signal(self, sig: int, _frame: FrameType | None) -> None:
-        # Runs between two byte codes of the main thread; appending to a deque is one.
+        # Runs between two byte codes of the main thread; appending to a list is one.
         handle = self._signal_handles.get(sig)
         if handle is not None:
             self._ready.append(handle)
