@@ -1,0 +1,1 @@
+"""TLS: contexts and streams in the workers, private keys in the key manager, and what the two say to each other."""
