@@ -1,1 +1,4 @@
-"""TLS: contexts and streams in the workers, private keys in the key manager, and what the two say to each other."""
+"""TLS between the engine's streams and the HTTP parser, with private keys that no worker holds.
+
+Nothing here is loaded unless a server that speaks TLS is declared.
+"""
