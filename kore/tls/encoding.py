@@ -1,4 +1,4 @@
-"""Whether a block is what a TLS handshake has signed: the check that keeps a raw private operation from being an oracle.
+"""Whether a block is what a TLS handshake has signed: the check that keeps a private operation from being an oracle.
 
 With a private key of RSA whoever may choose the block can decrypt, and sign anything. So only what the library makes of
 a hash on its way to a signature is let through: the DigestInfo of PKCS #1 v1.5, or a whole EMSA-PSS encoding; for EC a
@@ -26,6 +26,8 @@ DIGEST_INFOS: Final = {
 }
 """What stands before the hash (RFC 8017 9.2, note 1), and how long that is. No SHA-1: no signature of ours has it."""
 
+INFO_BYTES: Final = 19
+
 PSS_HASHES: Final = {"sha256": 32, "sha384": 48, "sha512": 64}
 """Hashes of PSS in TLS: each is that of the mask as well, and as long as the salt (RFC 8446 4.2.3)."""
 
@@ -39,7 +41,7 @@ def check(kind: str, padding: int, block: bytes, bits: int) -> None:
             if len(block) not in DIGEST_BYTES:
                 raise MalformedError(f"a digest of {len(block)} bytes")
         case "rsa", 1:
-            if not any(block.startswith(info) and len(block) == len(info) + rest for info, rest in DIGEST_INFOS.items()):
+            if DIGEST_INFOS.get(block[:INFO_BYTES]) != len(block) - INFO_BYTES:
                 raise MalformedError("a block for PKCS #1 that is no DigestInfo of SHA-256, SHA-384 or SHA-512")
         case "rsa", 3:
             if not any(is_pss(block, bits, name) for name in PSS_HASHES):

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from kore.tls import certificates
 from kore.tls.certificates import CertificateError, Pair
 from kore.tls.encoding import check
-from kore.tls.messages import ANY_KEY, KEY_ID_BYTES, Ask, MalformedError, Said, Told
+from kore.tls.messages import ANY_KEY, KEY_ID_BYTES, Ask, MalformedError, Said, Told, which_key
 from kore.tls.private import OperationError, PrivateKey
 
 LOG_ERR, LOG_NOTICE = 3, 5
@@ -72,7 +72,8 @@ class Held:
     @property
     def current(self) -> bool:
         """Whether clients take it today."""
-        return self.pair.not_before <= datetime.datetime.now(datetime.UTC) <= self.pair.not_after
+        now = datetime.datetime.now(datetime.UTC)
+        return self.pair.not_before <= now <= self.pair.not_after
 
 
 def held(pair: Pair) -> Held:
@@ -203,14 +204,16 @@ class KeyStore:
         return found
 
     def _chains(self, domain: _Domain) -> Told:
-        chains = tuple(one.pair.chain for one in domain.held if one is not None)
+        chains = tuple(
+            (which_key(one.pair.kind, one.id), *one.pair.chain) for one in domain.held if one is not None
+        )
         return Told(Said.CERTIFICATES, domain.files.domain, chains)
 
     def _revoked(self, domain: _Domain) -> Told:
         return Told(Said.REVOKED, domain.files.domain, (domain.crls,))
 
     def _challenge(self, domain: _Domain) -> Told:
-        chain = domain.challenge.pair.chain if domain.challenge else ()
+        chain = domain.challenge.pair.chain if domain.challenge is not None else ()
         return Told(Said.CHALLENGE, domain.files.domain, (chain,))
 
     # Loading.

@@ -10,6 +10,7 @@ import ctypes
 import functools
 from typing import Any, Final
 
+from kore.tls import libssl
 from kore.tls.encoding import PKCS1, RAW
 
 _CTRL_RSA_PADDING: Final = 0x1001  # EVP_PKEY_CTRL_RSA_PADDING
@@ -20,29 +21,28 @@ class OperationError(Exception):
     """OpenSSL refuses; the message is its own."""
 
 
+_POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+_SIGNATURES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
+    "d2i_AutoPrivateKey": (_POINTER, (_POINTER, _POINTER, ctypes.c_long)),
+    "EVP_PKEY_CTX_new": (_POINTER, (_POINTER, _POINTER)),
+    "EVP_PKEY_CTX_free": (None, (_POINTER,)),
+    "EVP_PKEY_sign_init": (_INT, (_POINTER,)),
+    "EVP_PKEY_CTX_ctrl": (_INT, (_POINTER, _INT, _INT, _INT, _INT, _POINTER)),
+    "EVP_PKEY_sign": (_INT, (_POINTER, _POINTER, _POINTER, ctypes.c_char_p, _SIZE)),
+    "ERR_get_error": (ctypes.c_ulong, ()),
+    "ERR_error_string_n": (None, (ctypes.c_ulong, ctypes.c_char_p, _SIZE)),
+    "RAND_add": (None, (_POINTER, _INT, ctypes.c_double)),
+}
+
+
 @functools.cache
 def library() -> Any:
-    """The libcrypto in this process. Raises OSError, AttributeError where it cannot be reached."""
-    import _ssl
-
-    found = ctypes.CDLL(getattr(_ssl, "__file__", None))
-    pointer, size = ctypes.c_void_p, ctypes.c_size_t
-    table: dict[str, tuple[Any, tuple[Any, ...]]] = {
-        "d2i_AutoPrivateKey": (pointer, (pointer, pointer, ctypes.c_long)),
-        "EVP_PKEY_free": (None, (pointer,)),
-        "EVP_PKEY_CTX_new": (pointer, (pointer, pointer)),
-        "EVP_PKEY_CTX_free": (None, (pointer,)),
-        "EVP_PKEY_sign_init": (ctypes.c_int, (pointer,)),
-        "EVP_PKEY_CTX_ctrl": (ctypes.c_int, (pointer, *(ctypes.c_int,) * 4, pointer)),
-        "EVP_PKEY_sign": (ctypes.c_int, (pointer, pointer, pointer, ctypes.c_char_p, size)),
-        "ERR_get_error": (ctypes.c_ulong, ()),
-        "ERR_error_string_n": (None, (ctypes.c_ulong, ctypes.c_char_p, size)),
-        "RAND_add": (None, (pointer, ctypes.c_int, ctypes.c_double)),
-    }
-    for name, (result, arguments) in table.items():
-        function = getattr(found, name)
+    """The libcrypto in this process. Raises TlsError where it cannot be reached."""
+    handle = libssl.library().handle
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(handle, name)
         function.restype, function.argtypes = result, arguments
-    return found
+    return handle
 
 
 def _error(what: str) -> OperationError:
