@@ -197,6 +197,44 @@ def test_dh_parameters_are_taken_and_small_ones_refused(tmp_path):
         choices.check_dh_parameters(str(tmp_path / "dh.pem"), "dh.pem")
 
 
+PLAIN = """
+import sys
+import kore
+
+def loaded(process):
+    kinds = ("cryptography", "acme", "josepy", "kore.tls", "kore.process.securing")
+    print(process, [name for name in kinds if name in sys.modules], flush=True)
+
+class App:
+    def configure(self, args):
+        kore.config.workers = 1
+        kore.config.deployment = "dev"
+        kore.server("plain", ip="127.0.0.1", port="0", tls=False)
+        kore.domain("*").route("/", self.index)
+
+    def index(self, req):
+        pass
+
+    def workerstart(self):
+        loaded("worker")
+        kore.shutdown()
+
+    def cleanup(self):
+        loaded("parent")
+
+koreapp = App()
+"""
+
+
+def test_a_plain_server_loads_nothing_of_tls(start):
+    """What asyncio itself loads, which ssl is part of, is all there is of it."""
+    (start.directory / "app.py").write_text(PLAIN)
+    program = start.kore("app.py")
+    assert program.wait() == 0, program.err
+    for process in ("worker", "parent"):
+        assert f"{process} ['kore.process.securing']\n" in program.out
+
+
 REFERENCE = (
     "AEAD-AES256-GCM-SHA384:AEAD-CHACHA20-POLY1305-SHA256:AEAD-AES128-GCM-SHA256:ECDHE-RSA-AES256-GCM-SHA384:"
     "ECDHE-RSA-AES128-GCM-SHA256:DHE-RSA-AES256-GCM-SHA384:DHE-RSA-AES128-GCM-SHA256")

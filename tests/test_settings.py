@@ -25,7 +25,7 @@ DEFAULTS = {
     "workers": None, "worker_max_connections": 512, "worker_rlimit_nofiles": 768, "worker_accept_threshold": 16,
     "worker_death_policy": "restart", "worker_set_affinity": True, "worker_no_accept": (), "pidfile": "kore.pid",
     "socket_backlog": 5000, "logfile": None, "tls_version": "both", "tls_cipher": None, "tls_dhparam": None,
-    "rand_file": None, "deployment": None, "acme_email": None, "acme_eab_kid": None, "acme_eab_hmac_file": None,
+    "rand_file": None, "deployment": None, "acme_email": None, "acme_eab_kid": None, "acme_eab_key": None,
     "acme_ca_bundle": None, "acme_volatile": False,
     "acme_provider": "https://acme-v02.api.letsencrypt.org/directory", "pledge": (), "seccomp_tracing": False,
     "sandbox_programs": (),
@@ -225,7 +225,7 @@ def test_options_that_do_not_go_together_are_refused_together(config):
 
 
 @pytest.mark.parametrize(("given", "lacking"), [
-    ("acme_eab_kid", "acme_eab_hmac_file"), ("acme_eab_hmac_file", "acme_eab_kid"),
+    ("acme_eab_kid", "acme_eab_key"), ("acme_eab_key", "acme_eab_kid"),
 ])
 def test_external_account_binding_takes_both_or_none(config, given, lacking):
     setattr(config, given, "x")

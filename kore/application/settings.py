@@ -301,7 +301,7 @@ class Settings:
         "The id of the key that binds the account to one at the provider, where the provider asks for that.",
         shown_default="none",
     )
-    acme_eab_hmac_file: str | None = _option(
+    acme_eab_key: str | None = _option(
         "ACME", Path(), None,
         "The file with that key as the provider gives it (base64url), relative to the root of the key manager, which "
         "is the only process that reads it.",
@@ -393,9 +393,9 @@ def check_together(settings: Settings) -> None:
         others = ", ".join(path for path in settings.sandbox_programs if path != NO_PROGRAMS)
         raise ConfigurationError(
             f"kore.config.sandbox_programs: none, and {others or 'none again'}; allowed is none alone, or programs")
-    if (settings.acme_eab_kid is None) != (settings.acme_eab_hmac_file is None):
-        given, lacking = ("acme_eab_kid", "acme_eab_hmac_file") if settings.acme_eab_kid else (
-            "acme_eab_hmac_file", "acme_eab_kid")
+    if (settings.acme_eab_kid is None) != (settings.acme_eab_key is None):
+        pair = ("acme_eab_kid", "acme_eab_key")
+        given, lacking = pair if settings.acme_eab_kid else reversed(pair)
         raise ConfigurationError(f"kore.config.{given}: is of no use without {lacking}; allowed are both, or none")
     if settings.workers is not None:
         idle = set(settings.worker_no_accept)
