@@ -325,7 +325,7 @@ class Server:
             raise
 
     def negotiated(self) -> str:
-        """What openssl(1) negotiates, which asks for the best: version, cipher suite, signature, group; "" without TLS."""
+        """What openssl(1) negotiates, asking for the best: version, cipher suite, signature, group; "" without TLS."""
         if self.tls is None:
             return ""
         command = ["openssl", "s_client", "-brief", "-servername", "localhost", "-connect", f"127.0.0.1:{self.port}"]
