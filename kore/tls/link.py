@@ -68,14 +68,14 @@ class Listener(Protocol):
 class KeyLink:
     """One worker's link. It outlives key managers: `connect` is called for each, `close` at the end."""
 
-    def __init__(self, soon: Callable[[Callable[[], None]], object]) -> None:
-        """`soon` calls something in the next turn of the loop."""
+    def __init__(self) -> None:
+        self.soon: Callable[[Callable[[], None]], object] = lambda _: None
+        """Calls something in the next turn of the loop; set when there is one."""
         self.available = False
         """Whether `sign` may be called now."""
         self.on_available: list[Callable[[], None]] = []
         """Called, in a turn of the loop, when that becomes true."""
         self.listener: Listener | None = None
-        self._soon = soon
         self._socket: socket.socket | None = None
         self._assembly = Assembly()
         self._ids = itertools.count(1)
@@ -184,7 +184,7 @@ class KeyLink:
     def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
-            self._soon(self._hand_over)
+            self.soon(self._hand_over)
 
     def _hand_over(self) -> None:
         """In a turn of the loop: pass on what was told, then say that signatures can be had again."""
