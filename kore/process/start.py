@@ -272,6 +272,8 @@ class _Start:
         ahead.make_offload(mine)
         children = [mine]
         if self.keys is not None:
+            from kore.process import worker_tls as _worker_tls  # noqa: F401 (workers may live where it cannot be loaded)
+
             locking.allow()
             children.append(self.keys.confinement)
         if mine.on:

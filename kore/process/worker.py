@@ -22,7 +22,7 @@ from kore.application.declared import application
 from kore.application.plan import Plan
 from kore.application.settings import NO_PROGRAMS, Settings
 from kore.bsd import pledge
-from kore.errors import EngineError, SandboxError, StartError
+from kore.errors import ConfigurationError, EngineError, SandboxError, StartError
 from kore.http.server import HttpServer
 from kore.http.settings import HttpSettings
 from kore.process import affinity, filtering, prctl, reopening, role, title
@@ -90,9 +90,9 @@ def run(orders: WorkerOrders, place: WorkerPlace) -> int:
     reactor.set_log(role.role.log)
     gc.set_threshold(*GC_THRESHOLDS)
     try:
-        tls = _tls(orders.plan)
-    except StartError as error:
-        role.role.fatalx(str(error))
+        tls = _tls(orders)
+    except (StartError, ConfigurationError, OSError) as error:
+        role.role.fatalx(f"TLS cannot be served: {error}")
     try:
         loop = _confined(orders, place)
     except EngineError as error:
@@ -118,13 +118,16 @@ def run(orders: WorkerOrders, place: WorkerPlace) -> int:
     return worker.exit_code
 
 
-def _tls(plan: Plan) -> WorkerTls | None:
-    """What TLS needs, before the sandbox closes; None where no server speaks it. Raises StartError."""
-    if not any(listener.tls for listener in plan.listeners):
+def _tls(orders: WorkerOrders) -> WorkerTls | None:
+    """What TLS needs, before the sandbox closes; None where no server speaks it.
+
+    Raises StartError, ConfigurationError, OSError.
+    """
+    if not any(listener.tls for listener in orders.plan.listeners):
         return None
     from kore.process.worker_tls import WorkerTls
 
-    return WorkerTls(plan, role.role.log)
+    return WorkerTls(orders.plan, orders.confinement.rights, role.role.log)
 
 
 def _settle(orders: WorkerOrders, place: WorkerPlace) -> None:
@@ -298,6 +301,9 @@ class Worker:
         if self.place.worker in plan.settings.worker_no_accept:
             return
         for listener in plan.listeners:
+            if listener.tls and self.tls is not None:
+                self.tls.listen(self.server, listener)
+                continue
             self.server.listen(listener.sock, plan.routers[listener.name], listener.name)
 
     # The parent's words.

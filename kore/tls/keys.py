@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from kore.tls import certificates
 from kore.tls.certificates import CertificateError, Pair
 from kore.tls.encoding import check
-from kore.tls.messages import ANY_KEY, KEY_ID_BYTES, Ask, MalformedError, Said, Told, which_key
+from kore.tls.messages import ANY_KEY, KEY_ID_BYTES, Ask, MalformedError, Said, Told
 from kore.tls.private import OperationError, PrivateKey
 
 LOG_ERR, LOG_NOTICE = 3, 5
@@ -209,9 +209,7 @@ class KeyStore:
         return found
 
     def _chains(self, domain: _Domain) -> Told:
-        chains = tuple(
-            (which_key(one.pair.kind, one.id), *one.pair.chain) for one in domain.held if one is not None
-        )
+        chains = tuple(one.pair.chain for one in domain.held if one is not None)
         return Told(Said.CERTIFICATES, domain.files.domain, chains)
 
     def _revoked(self, domain: _Domain) -> Told:
