@@ -75,8 +75,11 @@ def row_of(orders: KeyOrders, parent: Parent) -> Row:
     def hear(kind: Kind, body: bytes) -> bool:
         if kind is not Kind.ABUSE:
             return False
-        worker, pid, reason = body.split(b" ", 2)
-        parent.kill_worker(int(worker), int(pid), f"it asked the key manager for {reason.decode('utf-8', 'replace')}")
+        try:
+            worker, pid, reason = body.decode("utf-8", "replace").split(" ", 2)
+            parent.kill_worker(int(worker), int(pid), f"it asked the key manager for {reason}")
+        except ValueError:
+            return False  # it is not ours any more either
         return True
 
     return Row(
