@@ -227,10 +227,13 @@ def _seen(what: str, path: str, given: Rights, *, exists: bool = True) -> str:
     return inside
 
 
-def outside(what: str, path: str, given: Rights) -> str:
-    """Where the parent finds what is `path` for a process in its root. Raises StartError when it can't be there."""
-    seen = _seen(what, path, given)
-    return f"{given.root}{seen}" if given.chroot else seen
+def inside(what: str, path: str, given: Rights, *, exists: bool = True) -> tuple[str, str]:
+    """`path`, which counts from the root: as a process in that root sees it, and as the parent does.
+
+    Raises StartError when it can't be there.
+    """
+    seen = _seen(what, path, given, exists=exists)
+    return seen, f"{given.root}{seen}" if given.chroot else seen
 
 
 def _inside(root: str, path: str) -> str | None:

@@ -63,7 +63,7 @@ def _tried(settings: Settings, workers: Rights) -> bytes:
     if name is None:
         return b""
     where = f"kore.config.tls_dhparam = {name!r}"
-    path = confining.outside(where, name, workers)
+    path = confining.inside(where, name, workers)[1]
     try:
         text = read_file(path, where)
     except OSError as error:
@@ -79,7 +79,7 @@ def _with_authorities(domain: PlannedDomain, workers: Rights) -> PlannedDomain:
 
     name = domain.tls.client_verify
     where = f"domain {domain.name!r}: client_verify"
-    path = confining.outside(where, name, workers)
+    path = confining.inside(where, name, workers)[1]
     try:
         found = certificates.load_authorities(read_file(path, name), f"{where}: {name}")
     except OSError as error:
@@ -142,7 +142,7 @@ def _pairs(name: str, tls: DomainTls, keeper: Rights) -> Iterator[str]:
         texts = []
         try:
             for what, path in ((f"{where}: cert", cert), (f"{where}: key", key)):
-                texts.append(read_file(confining.outside(what, path, keeper), f"{what} {path}"))
+                texts.append(read_file(confining.inside(what, path, keeper)[1], f"{what} {path}"))
         except PermissionError:
             yield f"certificate: {cert}, key {key}: not looked at: {path} cannot be read by this user"
             continue
@@ -166,7 +166,7 @@ def _check_revocations(name: str, crl: str, keeper: Rights) -> None:
     where = f"domain {name!r}: crl"
     try:
         text = read_file(
-            confining.outside(where, crl, keeper), f"{where} {crl}", certificates.REVOCATIONS_BYTES_MAX)
+            confining.inside(where, crl, keeper)[1], f"{where} {crl}", certificates.REVOCATIONS_BYTES_MAX)
         certificates.load_revocations(text, f"{where} {crl}")
     except FileNotFoundError:
         return
