@@ -319,7 +319,7 @@ class Server:
         if self.tls is None:
             return sock
         try:
-            return self.tls.wrap_socket(sock, server_hostname="localhost")
+            return self.tls.wrap_socket(sock, server_hostname="127.0.0.1")  # no name is sent, as for the Host below
         except BaseException:
             sock.close()
             raise
