@@ -25,8 +25,8 @@ SECONDS = 20.0
 CCS, ALERT, HANDSHAKE, DATA, HEARTBEAT = 20, 21, 22, 23, 24
 CLIENT_HELLO, SERVER_HELLO, TICKET, END_OF_EARLY_DATA, CERTIFICATE, FINISHED, KEY_UPDATE = 1, 2, 4, 5, 11, 20, 24
 SERVER_KEY_EXCHANGE, SERVER_HELLO_DONE, CLIENT_KEY_EXCHANGE = 12, 14, 16
-(SNI, GROUPS, POINTS, SIGNATURES, ALPN, PADDING, EMS, TICKETS, PSK, EARLY, VERSIONS, COOKIE, MODES, SHARES, RENEGOTIATION) = (
-    0, 10, 11, 13, 16, 21, 23, 35, 41, 42, 43, 44, 45, 51, 0xFF01)
+SNI, GROUPS, POINTS, SIGNATURES, ALPN, PADDING, EMS, TICKETS = 0, 10, 11, 13, 16, 21, 23, 35
+PSK, EARLY, VERSIONS, COOKIE, MODES, SHARES, RENEGOTIATION = 41, 42, 43, 44, 45, 51, 0xFF01
 X25519, P256, P384 = 0x001D, 0x0017, 0x0018
 CLOSE_NOTIFY, UNEXPECTED, BAD_MAC, OVERFLOW, HANDSHAKE_FAILURE = 0, 10, 20, 22, 40
 ILLEGAL, DECODE, DECRYPT, VERSION, INTERNAL, FALLBACK, NO_RENEGOTIATION = 47, 50, 51, 70, 80, 86, 100
@@ -276,6 +276,8 @@ class Client:
             while True:
                 self.receive()
         except Alerted as alert:
+            if alert.description == NO_RENEGOTIATION:
+                return alert.description  # a warning, after which all goes on
             with contextlib.suppress(ConnectionError):
                 while self.sock.recv(65536):
                     pass
@@ -375,6 +377,7 @@ class Client:
             "ours": self.expand(self.master, b"c ap traffic", self.digest()),
             "theirs": self.expand(self.master, b"s ap traffic", self.digest()),
         }
+        self.reading = self.traffic(self.secrets["theirs"])  # it has changed keys behind its Finished
 
     def finished13(self) -> bytes:
         """Our Finished."""
@@ -385,7 +388,7 @@ class Client:
         finished = self.finished13()
         self.send(HANDSHAKE, finished)
         self.transcript += finished
-        self.reading, self.writing = self.traffic(self.secrets["theirs"]), self.traffic(self.secrets["ours"])
+        self.writing = self.traffic(self.secrets["ours"])
 
     def update_reading(self) -> None:
         """After the server's KeyUpdate."""
