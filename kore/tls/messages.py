@@ -8,6 +8,7 @@ and with nothing in between but signatures.
 from __future__ import annotations
 
 import enum
+import hashlib
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ ANY_KEY: Final = bytes(KEY_ID_BYTES)
 """The key that is in use, whichever it is."""
 
 _ASK = struct.Struct(f"!BIHBB{KEY_ID_BYTES}s")
+_CONFIRMED = struct.Struct(f"!BH{KEY_ID_BYTES}s")
 _ANSWER = struct.Struct("!BI")
 _PIECE = struct.Struct("!BB")
 _DOMAIN = struct.Struct("!H")
@@ -43,13 +45,14 @@ BLOCK_BYTES_MAX: Final = 1024
 
 
 class Said(enum.IntEnum):
-    """The first byte. The first goes to the key manager, all others to a worker."""
+    """The first byte. The first two go to the key manager, all others to a worker."""
 
     ASK = 1  # sign: id, domain, kind of key, padding, id of the key, block
+    CONFIRMED = 2  # the challenge of a domain is in place: domain, challenge_id
 
     SIGNED = 16  # the signature for an id
     REFUSED = 17  # why there is none, in words
-    CERTIFICATES = 18  # of a domain: chains, each which key it is for, then DER, leaf first
+    CERTIFICATES = 18  # of a domain: chains, each a list of DER, leaf first
     REVOKED = 19  # of a domain: certificate revocation lists, DER
     CHALLENGE = 20  # of a domain: the chain for acme-tls/1; an empty one ends it
     TICKETS = 21  # masters of session tickets, newest first
@@ -87,18 +90,6 @@ class Ask:
         return _ASK.pack(Said.ASK, self.id, self.domain, KINDS[self.kind], self.padding, self.key) + self.block
 
 
-def which_key(kind: str, key: bytes) -> bytes:
-    """What stands before a chain: the kind of its key, and that key's id."""
-    return bytes((KINDS[kind],)) + key
-
-
-def read_which_key(head: bytes) -> tuple[str, bytes]:
-    """The kind and the id. Raises MalformedError."""
-    if len(head) != 1 + KEY_ID_BYTES or head[0] not in _KIND_NAMES:
-        raise MalformedError("a chain that does not say which key it is for")
-    return _KIND_NAMES[head[0]], head[1:]
-
-
 def read_ask(message: bytes) -> Ask:
     """What a worker sent. Raises MalformedError."""
     if len(message) <= _ASK.size or len(message) - _ASK.size > BLOCK_BYTES_MAX:
@@ -109,6 +100,26 @@ def read_ask(message: bytes) -> Ask:
     if kind not in _KIND_NAMES:
         raise MalformedError(f"a kind of key {kind}")
     return Ask(number, domain, _KIND_NAMES[kind], padding, key, message[_ASK.size :])
+
+
+def challenge_id(chain: Sequence[bytes]) -> bytes:
+    """What a worker confirms a challenge by."""
+    return hashlib.sha256(b"".join(chain)).digest()[:KEY_ID_BYTES]
+
+
+def confirmed(domain: int, chain: Sequence[bytes]) -> bytes:
+    """A worker has the challenge of a domain in place; an empty chain: it is gone."""
+    return _CONFIRMED.pack(Said.CONFIRMED, domain, challenge_id(chain))
+
+
+def read_confirmed(message: bytes) -> tuple[int, bytes] | None:
+    """The domain and the challenge_id; None for what confirms nothing. Raises MalformedError."""
+    if message[0] != Said.CONFIRMED:
+        return None
+    if len(message) != _CONFIRMED.size:
+        raise MalformedError(f"a confirmation of {len(message)} bytes")
+    _, domain, number = _CONFIRMED.unpack(message)
+    return domain, number
 
 
 def signed(number: int, signature: bytes) -> bytes:
