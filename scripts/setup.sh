@@ -97,7 +97,8 @@ project() {
     if ! has_libseccomp; then
         apt_install libseccomp2 || say "libseccomp.so.2 is missing and can't be installed: there will be no sandbox"
     fi
-    for tool in strace curl; do  # strace shows a test which system calls are made; curl is for who tries the example
+    # strace shows a test which system calls are made; curl is for who tries the example; openssl makes certificates.
+    for tool in strace curl openssl; do
         command -v $tool >/dev/null 2>&1 || apt_install $tool || say "$tool is missing: tests that need it are skipped"
     done
     if [ -x "$VENV/bin/python" ] && usable "$VENV/bin/python"; then

@@ -131,6 +131,8 @@ def _with_reach(mine: Confinement, plan: Plan) -> Confinement:
     given = mine.rights
     ports, sockets, names = _databases()
     read = [_seen("sandbox_read", path, given) for path in settings.sandbox_read]
+    if settings.tls_dhparam is not None and any(listener.tls for listener in plan.listeners):
+        read.append(_seen("tls_dhparam", settings.tls_dhparam, given))
     write = [_seen("sandbox_write", path, given) for path in settings.sandbox_write]
     if mine.offload is not None:
         write.append(mine.offload)
@@ -225,6 +227,15 @@ def _seen(what: str, path: str, given: Rights, *, exists: bool = True) -> str:
     if inside is None or (exists and not _is_there(root, inside, outside)):
         raise StartError(f"{what}: {path} is not inside the root {root} of the workers; move it there, or -n")
     return inside
+
+
+def inside(what: str, path: str, given: Rights) -> tuple[str, str]:
+    """`path`, which counts from the root: as a process in that root sees it, and as the parent does.
+
+    Raises StartError when it can't be there.
+    """
+    seen = _seen(what, path, given)
+    return seen, f"{given.root}{seen}" if given.chroot else seen
 
 
 def _inside(root: str, path: str) -> str | None:

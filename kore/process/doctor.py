@@ -61,6 +61,8 @@ CAPABILITIES = {
 
 PACKAGES = {
     "asyncpg": ("postgresql", "kore.dbsetup() and kore.dbquery()"),
+    "cryptography": ("tls", "TLS servers"),
+    "acme": ("acme", "certificates by acme=True"),
     "pycurl": ("transfers", "kore.curl() and kore.httpclient()"),
     "pyseccomp": ("sandbox", "the filter of system calls"),
     "prctl": ("sandbox", "giving up capabilities"),

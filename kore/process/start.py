@@ -8,6 +8,7 @@ line on standard error that says what to do.
 from __future__ import annotations
 
 import gc
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ from kore.application.plan import Plan, freeze
 from kore.application.privileges import Deployment
 from kore.bsd import pledge
 from kore.errors import ConfigurationError, EngineError, StartError
-from kore.process import affinity, ahead, confining, role, title, worker
+from kore.process import affinity, ahead, confining, role, securing, title, worker
 from kore.process.daemon import Daemon, daemonise
 from kore.process.descriptors import inherited
 from kore.process.log import LOG_ERR, LOG_INFO, LOG_NOTICE, FileSink, Log, SyslogSink, standard_output
@@ -160,6 +161,8 @@ class _Start:
             raise StartError(str(error)) from error
         if self.options.check:
             return self._show()
+        if securing.speaks_tls(self.plan) and importlib.util.find_spec("kore.tls.contexts") is None:
+            raise StartError("TLS is not available in this version; use tls=False")
         self._open_log()
         if not self.deployment.foreground:
             self.daemon = daemonise()
@@ -188,6 +191,7 @@ class _Start:
         """Root that was asked to give its rights away must be able to, or not start: silence would be a lie."""
         self.confinement = confining.confine(self.plan, self.deployment)
         confinement.prepare(self.confinement)
+        self.plan = securing.secured(self.plan, self.confinement.rights)
 
     def _show(self) -> int:
         """What check prints: everything that would be served, and every option with where it comes from."""
@@ -200,7 +204,8 @@ class _Start:
             decided["sandbox"] = ("yes" if self.confinement.on else "no", confined)
         if self.plan.settings.workers is None:
             decided["workers"] = (str(self.workers), "CPUs that this process may use")
-        print(effective(self.plan, self.deployment, decided, self._notices()), flush=True)
+        served = securing.examine(self.plan, self.deployment)
+        print(effective(self.plan, self.deployment, decided, self._notices(), served), flush=True)
         return 0
 
     def _home(self) -> str:

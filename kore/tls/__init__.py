@@ -1,1 +1,4 @@
-"""TLS: certificates and keys, the contexts and streams of connections, and signing with keys that no worker holds."""
+"""TLS between the engine's streams and the HTTP parser, with private keys that no worker holds.
+
+Nothing here is loaded unless a server that speaks TLS is declared.
+"""

@@ -134,6 +134,14 @@ def load_pair(certificate: bytes, key: bytes, *, cert_name: str = "cert", key_na
         leaf.not_valid_before_utc, leaf.not_valid_after_utc)
 
 
+def check_kinds(pairs: Sequence[Pair], where: str) -> None:
+    """Raises CertificateError when two pairs of one domain have keys of one kind: which to serve would be a guess."""
+    kinds = [pair.kind for pair in pairs]
+    for kind in dict.fromkeys(kinds):
+        if kinds.count(kind) > 1:
+            raise CertificateError(f"{where}: has two certificates with keys of kind {kind}; allowed is one of each")
+
+
 def load_chain(pem: bytes, name: str = "cert") -> list[x509.Certificate]:
     """The certificates of a PEM file, the first the server's own, each issued by the next. Raises CertificateError."""
     chain = _all(pem, name, b"CERTIFICATE", "certificate", x509.load_pem_x509_certificate, CHAIN_MAX)

@@ -1,0 +1,339 @@
+"""The key manager: the one process that reads private keys, and signs with them what workers have to sign in handshakes.
+
+It gives up everything else first: network, other programs, other files, other users. Then it reads the pairs, with the
+same rights as at each reload, so that what works at the start works later. Each worker has a thread here and a pair of
+sockets; OpenSSL signs without Python's lock, so handshakes of several workers are signed at once. One thread does the
+rest: files that change, tickets, what workers are to be told, and the parent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from kore.errors import SandboxError
+from kore.process import prctl, role
+from kore.process.channel import Channel, ChannelError, Kind
+from kore.process.log import LOG_ERR, LOG_INFO, LOG_NOTICE
+from kore.process.services import Place, Row
+from kore.sandbox import confinement, seccomp
+from kore.sandbox.confinement import Confinement
+from kore.sandbox.policy import Features
+from kore.tls import messages
+from kore.tls.entropy import seed_from
+from kore.tls.keys import DomainFiles, KeyStore, NoKeyError
+from kore.tls.messages import MalformedError, Said, Told
+from kore.tls.tickets import ROTATION_SECONDS, Masters
+
+if TYPE_CHECKING:
+    from kore.process.parent import Parent
+
+NAME: Final = "keymgr"
+
+LOOK_SECONDS: Final = 2.0
+"""How often files are looked at: a new pair is in use after two looks."""
+
+REMARK_SECONDS: Final = 3600.0
+"""How often certificates are looked at that expire."""
+
+SIGNATURES_PER_SECOND_MAX: Final = 5000
+"""For one worker, which blocks for each: several times what handshakes allow. A captured one gets no more either."""
+
+TELL_SECONDS: Final = 60.0
+"""Between two lines in the log about one worker that asks for more."""
+
+STACK_BYTES: Final = 512 * 1024
+"""Of a thread: all of it is locked in memory."""
+
+LISTENER_SECONDS_MAX: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class KeyOrders:
+    """What every key manager does alike, decided by the parent."""
+
+    files: tuple[DomainFiles, ...]
+    confinement: Confinement
+    rand_file: str | None = None
+
+
+def row_of(orders: KeyOrders, parent: Parent) -> Row:
+    """The key manager in the parent's table."""
+
+    def hear(kind: Kind, body: bytes) -> bool:
+        if kind is not Kind.ABUSE:
+            return False
+        worker, pid, reason = body.split(b" ", 2)
+        parent.kill_worker(int(worker), int(pid), f"it asked the key manager for {reason.decode('utf-8', 'replace')}")
+        return True
+
+    return Row(
+        name=NAME,
+        what="the key manager",
+        run=lambda place: KeyManager(orders, place).run(),
+        serves=frozenset({"worker", "acme"}),
+        signals=frozenset({signal.SIGUSR1}),
+        filtered=orders.confinement.on,
+        without=", and new handshakes wait",
+        hear=hear,
+    )
+
+
+@dataclass(slots=True)
+class Client:
+    """A worker's process, and its thread here."""
+
+    worker: int
+    pid: int
+    sock: socket.socket
+    told: dict[tuple[Said, int], Told] = field(default_factory=dict)
+    """What it is still to be told; of one domain and kind only the last."""
+    pieces: Iterator[bytes] = field(default_factory=lambda: iter(()))
+    piece: bytes | None = None
+    """The first of them that the socket had no room for."""
+
+    def __str__(self) -> str:
+        return f"worker {self.worker} (pid {self.pid})"
+
+
+class Pace:
+    """So many at once, and so many a second: how long to wait before the next."""
+
+    __slots__ = ("_rate", "_room", "_seen", "clock")
+
+    def __init__(self, rate: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate = self._room = rate
+        self.clock = clock
+        self._seen = clock()
+
+    def take(self) -> float:
+        """Seconds to wait; 0 nearly always."""
+        now = self.clock()
+        self._room = min(self._rate, self._room + (now - self._seen) * self._rate) - 1
+        self._seen = now
+        return 0.0 if self._room >= 0 else -self._room / self._rate
+
+
+class KeyManager:
+    """The process. `run` is called once, in it."""
+
+    def __init__(self, orders: KeyOrders, place: Place) -> None:
+        self.orders = orders
+        self.place = place
+        self.clients: dict[int, Client] = {}
+        """By the fd of the socket."""
+        self.store = KeyStore(orders.files, role.role.log, self._tell_all)
+        self.masters = Masters()
+        self._selector = selectors.PollSelector()
+        self._gone: list[Client] = []
+        self._reload = False
+        self._wake_in, self._wake_out = socket.socketpair()
+
+    def run(self) -> int:
+        """Be the key manager until the parent closes the channel; the exit code."""
+        threading.stack_size(STACK_BYTES)
+        for sock in (self._wake_in, self._wake_out):
+            sock.setblocking(False)
+        signal.set_wakeup_fd(self._wake_out.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGUSR1, self._note_reload)
+        if failure := prctl.lock_memory():
+            role.role.log(LOG_NOTICE, f"keys may be written to swap: memory is not locked ({failure}); raise memlock")
+        try:
+            self._confine()
+        except SandboxError as error:
+            role.role.fatalx(f"the key manager cannot be confined: {error}")
+        prctl.forbid_dumps()
+        if self.orders.rand_file is not None:
+            seed_from(self.orders.rand_file, role.role.log)
+        served = self.store.load()
+        if self.orders.files and not served and not self.place.restarts and not any(
+            files.acme for files in self.orders.files
+        ):
+            role.role.fatalx("no domain has a certificate that can be served")
+        self.place.channel.send_last(Kind.READY)
+        self._loop()
+        return 0
+
+    def _confine(self) -> None:
+        mine = self.orders.confinement
+        confinement.enter(
+            mine.of_child(self.place.parent), spawner=None, engine=lambda: None, close_filter=self._close_filter
+        )
+
+    def _close_filter(self) -> None:
+        features = Features(role=NAME, write=bool(self.orders.confinement.write))
+        seccomp.confine(None, features, False, self._send_listener)
+
+    def _send_listener(self, fd: int) -> bool:
+        channel = self.place.channel
+        if channel.send_fd(Kind.LISTENER, b"", fd):
+            return True
+        channel.wait_for_room(LISTENER_SECONDS_MAX)
+        return channel.send_fd(Kind.LISTENER, b"", fd)
+
+    # The loop of the first thread.
+
+    def _loop(self) -> None:
+        self._selector.register(self.place.channel, selectors.EVENT_READ, self._hear)
+        self._selector.register(self._wake_in, selectors.EVENT_READ, self._woken)
+        now = time.monotonic()
+        duties = [
+            [now + LOOK_SECONDS, LOOK_SECONDS, self.store.look],
+            [now + REMARK_SECONDS, REMARK_SECONDS, self.store.remark],
+            [now + ROTATION_SECONDS, ROTATION_SECONDS, self._rotate],
+        ]
+        while True:
+            first = min(duty[0] for duty in duties)
+            for key, _ in self._selector.select(max(0.0, first - time.monotonic())):
+                if key.data() is False:
+                    return
+            now = time.monotonic()
+            for duty in duties:
+                if duty[0] <= now:
+                    duty[0] = now + duty[1]
+                    duty[2]()
+
+    def _note_reload(self, _number: int, _frame: object) -> None:
+        self._reload = True
+
+    def _woken(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while self._wake_in.recv(4096):
+                pass
+        while self._gone:
+            self._forget(self._gone.pop())
+        if self._reload:
+            self._reload = False
+            role.role.log(LOG_INFO, "SIGUSR1: certificates and keys are read again")
+            self.store.load()
+
+    def _rotate(self) -> None:
+        self.masters.rotate()
+        self._tell_all(self.masters.told())
+
+    def _hear(self) -> bool:
+        """What the parent says; False when it wants this process to end, or is gone."""
+        channel = self.place.channel
+        try:
+            while (message := channel.receive_fd()) is not None:
+                kind, body, fd = message
+                if kind is Kind.JOIN and fd is not None:
+                    worker, pid = map(int, body.split())
+                    self._join(Client(worker, pid, socket.socket(fileno=fd)))
+                elif fd is not None:
+                    os.close(fd)
+        except (EOFError, ChannelError):
+            return False
+        return True
+
+    # Workers.
+
+    def _join(self, client: Client) -> None:
+        """A worker is there: tell it everything, and sign for it."""
+        client.sock.setblocking(True)
+        self.clients[client.sock.fileno()] = client
+        for told in (self.masters.told(), *self.store.told(), Told(Said.COMPLETE)):
+            client.told[told.said, told.domain] = told
+        self._flush(client)
+        threading.Thread(target=self._guard, args=(client,), daemon=True).start()
+
+    def _forget(self, client: Client) -> None:
+        if self.clients.pop(client.sock.fileno(), None) is client:
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(client.sock)
+            client.sock.close()
+
+    def _tell_all(self, told: Told) -> None:
+        for client in list(self.clients.values()):
+            # The last word goes to the end, behind what it may lean on.
+            client.told.pop((told.said, told.domain), None)
+            client.told[told.said, told.domain] = told
+            self._flush(client)
+
+    def _flush(self, client: Client) -> None:
+        """Send what it is to be told as far as there is room; the rest when there is more."""
+        try:
+            while True:
+                if client.piece is None:
+                    client.piece = next(client.pieces, None)
+                if client.piece is None:
+                    if not client.told:
+                        break
+                    client.pieces = client.told.pop(next(iter(client.told))).pieces()
+                    continue
+                client.sock.send(client.piece, socket.MSG_DONTWAIT)
+                client.piece = None
+        except BlockingIOError:
+            if client.sock.fileno() not in self._selector.get_map():
+                self._selector.register(client.sock, selectors.EVENT_WRITE, lambda: self._flush(client))
+            return
+        except OSError:
+            client.told.clear()  # it is gone, as its thread will say
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(client.sock)
+
+    # A worker's thread.
+
+    def _guard(self, client: Client) -> None:
+        try:
+            self._serve(client)
+        except Exception as error:  # noqa: BLE001 (a defect here must not leave a worker without answers and a word)
+            role.role.log(LOG_ERR, f"signing for {client} ends by {error!r}")
+            os._exit(1)
+        finally:
+            self._gone.append(client)
+            with contextlib.suppress(BlockingIOError):
+                self._wake_out.send(b"\0")
+
+    def _serve(self, client: Client) -> None:
+        """Sign for a worker until it is gone, or asks for what no honest one does."""
+        pace, told = Pace(SIGNATURES_PER_SECOND_MAX), 0.0
+        sock = client.sock
+        while True:
+            try:
+                message = sock.recv(messages.MESSAGE_BYTES_MAX)
+            except OSError:
+                return
+            if not message:
+                return
+            wait = pace.take()
+            if wait:
+                if time.monotonic() >= told:
+                    told = time.monotonic() + TELL_SECONDS
+                    most = f"{SIGNATURES_PER_SECOND_MAX} signatures a second"
+                    role.role.log(LOG_ERR, f"{client} asks for more than {most}: it is kept waiting")
+                time.sleep(wait)
+            try:
+                answer = self._answer(message)
+            except MalformedError as error:
+                self._abused(client, str(error))
+                return
+            try:
+                sock.send(answer)
+            except OSError:
+                return
+
+    def _answer(self, message: bytes) -> bytes:
+        """Raises MalformedError."""
+        ask = messages.read_ask(message)
+        try:
+            return messages.signed(ask.id, self.store.sign(ask))
+        except NoKeyError as error:
+            return messages.refused(ask.id, str(error))
+
+    def _abused(self, client: Client, reason: str) -> None:
+        """It is not what was forked any more: the parent kills it."""
+        role.role.log(LOG_ERR, f"{client} asks for what no honest worker asks for: {reason}")
+        body = b"%d %d %s" % (client.worker, client.pid, reason.encode("utf-8", "replace"))
+        self.place.channel.send_last(Kind.ABUSE, body)
+
+
+__all__ = ["NAME", "Channel", "KeyManager", "KeyOrders", "Pace", "row_of"]
