@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import socket
-import struct
-from collections.abc import Iterator
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from cryptography import x509
@@ -16,7 +20,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa, utils
 from cryptography.x509.oid import NameOID
 
-SIZE = struct.Struct("=I")
+from tests.http_server_harness import Client
+from tests.support import ROOT, SECONDS, skip_unless
+
+VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 
 class Pair(NamedTuple):
@@ -27,13 +34,30 @@ class Pair(NamedTuple):
     certificate: x509.Certificate
 
     @property
+    def kind(self) -> str:
+        return "rsa" if isinstance(self.key, rsa.RSAPrivateKey) else "ec"
+
+    @property
     def pem(self) -> bytes:
         return self.certificate.public_bytes(serialization.Encoding.PEM)
+
+    def save(self, path: Path) -> str:
+        """Write both to files beside `path`, which is returned; see `load_pair`."""
+        path.write_text("".join(map(ssl.DER_cert_to_PEM_cert, self.chain)))
+        path.with_suffix(".key").write_bytes(self.key_pem)
+        return str(path)
 
     @property
     def key_pem(self) -> bytes:
         return self.key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+
+
+def load_pair(path: str) -> Pair:
+    """What `Pair.save` wrote."""
+    certificates = x509.load_pem_x509_certificates(Path(path).read_bytes())
+    key = serialization.load_pem_private_key(Path(path).with_suffix(".key").read_bytes(), None)
+    return Pair(tuple(one.public_bytes(serialization.Encoding.DER) for one in certificates), key, certificates[0])
 
 
 def new_key(kind: str) -> Any:
@@ -104,6 +128,7 @@ class KeyProcess:
     def __init__(self, pairs: dict[tuple[int, str], Pair]) -> None:
         self.pairs = pairs
         self.available = False
+        self.on_available: list[Callable[[], None]] = []
         self.asked = 0
         self._start()
 
@@ -115,7 +140,8 @@ class KeyProcess:
         theirs.close()
         self.available = True
 
-    def sign(self, domain: int, kind: str, pad: int, block: bytes) -> bytes:
+    def sign(self, domain: int, kind: str, pad: int, block: bytes, key: bytes) -> bytes:
+        assert len(key) == 8
         self.asked += 1
         try:
             self.sock.sendall(bytes((domain, len(kind), pad)) + kind.encode() + block)
@@ -151,3 +177,109 @@ def _hold(sock: socket.socket, other: socket.socket, pairs: dict[tuple[int, str]
 def key_process(pairs: dict[tuple[int, str], Pair]) -> Iterator[KeyProcess]:
     with KeyProcess(pairs) as process:
         yield process
+
+
+class TlsServer:
+    """tests.tls_app as a process: its address, its log, and orders to it."""
+
+    def __init__(self, directory: Path, engine: str, domains: list[tuple[str, dict[str, Any]]], **config: Any) -> None:
+        text = repr({"io": engine, "domains": domains, **config})
+        directory.joinpath("config").write_text(text)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.tls_app", str(directory / "config")], cwd=ROOT, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, text=True)
+        self.pid = self.process.pid
+        self.lines: list[str] = []
+        self._changed = threading.Condition()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.port = int(self.wait_for("listening ").split()[1])
+
+    def _read(self) -> None:
+        for line in self.process.stdout:
+            with self._changed:
+                self.lines.append(line.rstrip())
+                self._changed.notify_all()
+
+    def wait_for(self, text: str, count: int = 1) -> str:
+        """The `count`-th line that has `text` in it."""
+        def found() -> list[str]:
+            return [line for line in self.lines if text in line]
+
+        with self._changed:
+            if not self._changed.wait_for(lambda: len(found()) >= count, SECONDS):
+                raise AssertionError(f"no {text!r} in {self.lines}")
+            return found()[count - 1]
+
+    def order(self, code: str) -> None:
+        """Have it run a line of Python, in which it is `app`."""
+        done = sum(line == "done" for line in self.lines)
+        self.process.stdin.write(code + "\n")
+        self.process.stdin.flush()
+        self.wait_for("done", done + 1)
+
+    def ask(self, expression: str) -> str:
+        """What an expression is there."""
+        self.order(f"print('value', {expression}, flush=True)")
+        return [line for line in self.lines if line.startswith("value ")][-1][6:]
+
+    def rss_kib(self) -> int:
+        return int(Path(f"/proc/{self.pid}/status").read_text().partition("VmRSS:")[2].split()[0])
+
+    def connect(
+        self, name: str | None = "a.test", context: ssl.SSLContext | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> TlsClient:
+        return TlsClient(self.port, name, context or client_context(), session)
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        try:
+            self.process.wait(SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+        finally:
+            self._reader.join(SECONDS)
+            self.process.stdout.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def client_context(
+    version: str | None = None, client: Pair | None = None, directory: Path | None = None
+) -> ssl.SSLContext:
+    """A client that trusts the authority; with `client`, whose files go to `directory`, it has a certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(cadata=authority().pem.decode())
+    context.check_hostname = False
+    if version is not None:
+        context.minimum_version = context.maximum_version = VERSIONS[version]
+    if client is not None:
+        path = client.save(directory / "client.pem")
+        context.load_cert_chain(path, str(Path(path).with_suffix(".key")))
+    return context
+
+
+class TlsClient(Client):
+    """tests.http_server_harness.Client over TLS."""
+
+    def __init__(self, port: int, name: str | None, context: ssl.SSLContext, session: ssl.SSLSession | None) -> None:
+        super().__init__(("127.0.0.1", port))
+        self.sock = context.wrap_socket(self.sock, server_hostname=name, session=session)
+
+
+@contextlib.contextmanager
+def tls_server(
+    directory: Path, engine: str, *domains: tuple[str, dict[str, Any]], **config: Any
+) -> Iterator[TlsServer]:
+    """A server with these domains, one "a.test" with a P-256 key if there are none."""
+    skip_unless(engine)
+    if not domains:
+        domains = (("a.test", {"pairs": [server_pair("a.test", "p256").save(directory / "a.pem")]}),)
+    with TlsServer(directory, engine, list(domains), **config) as server:
+        yield server
