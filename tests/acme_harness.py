@@ -140,13 +140,13 @@ class Responder:
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
-    def serve(self, name: str, chain: list[bytes] | None, key: certificates.PrivateKey, directory: Path) -> None:
-        if chain is None:
+    def serve(self, name: str, pair: certificates.Pair | None, directory: Path) -> None:
+        if pair is None:
             self.contexts.pop(name, None)
             return
         files = directory / "challenge.pem", directory / "challenge-key.pem"
-        files[0].write_bytes(certificates.chain_pem(chain))
-        files[1].write_bytes(certificates.key_pem(key))
+        files[0].write_bytes(certificates.chain_pem(pair.chain))
+        files[1].write_bytes(certificates.key_pem(pair.key))
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*map(str, files))
         context.set_alpn_protocols(["acme-tls/1"])

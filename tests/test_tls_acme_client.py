@@ -55,8 +55,8 @@ class Joined:
         finally:
             os.chdir(before)
 
-    def challenge(self, name, chain, done) -> None:
-        self.responder.serve(name, chain, self.store.pair(name).key, self.directory)
+    def challenge(self, name, pair, done) -> None:
+        self.responder.serve(name, pair, self.directory)
         done([])
 
 
@@ -85,7 +85,7 @@ def test_issues_and_installs(tmp_path: Path, home: Path, responder: Responder) -
             assert both.store.pair(name).names == (name,)  # the self-signed one
             both.authority.issue(name)
         assert both.published == list(NAMES)
-        assert not both.store.challenges()
+        assert not responder.contexts
         for name in NAMES:
             pair = both.store.pair(name)
             leaf = x509.load_der_x509_certificate(pair.chain[0])
@@ -163,7 +163,7 @@ def test_a_name_that_cannot_be_validated(tmp_path: Path, home: Path, responder: 
         both = joined(home, authority, responder)
         with pytest.raises(AuthorityError, match=f"could not validate {NAMES[0]}: .*urn:ietf:params:acme:error"):
             both.authority.issue(NAMES[0])
-        assert not both.store.challenges()
+        assert not responder.contexts
         assert both.published == []
         both.authority.issue(NAMES[1])
         authority.tell_dns("clear-servfail", host=NAMES[0])
@@ -215,10 +215,11 @@ def test_the_challenge_is_what_is_served(tmp_path: Path, home: Path, responder: 
     with pebble(tmp_path, responder.port) as authority:
         both = joined(home, authority, responder)
 
-        def wrong(name, chain, done) -> None:
-            key = both.store.pair(name).key
-            made = chain and [certificates.challenge(name, key, b"x" * 32)]
-            responder.serve(name, made, key, home)
+        def wrong(name, pair, done) -> None:
+            if pair is not None:
+                made = certificates.challenge(name, pair.key, b"x" * 32)
+                pair = certificates.pair_of(x509.load_der_x509_certificate(made), (), pair.key)
+            responder.serve(name, pair, home)
             done([])
 
         both.store._challenge = wrong

@@ -156,7 +156,7 @@ class Authority:
         except (AuthorityError, KeysGoneError, RefusedError):
             raise
         except Exception as error:  # what comes of an answer that is nonsense may be anything
-            raise as_authority_error(error, talk.network.retry_after) from error
+            raise _as_authority_error(error, talk.network) from error
         finally:
             talk.network.close()
 
@@ -168,7 +168,7 @@ class Authority:
         except (AuthorityError, KeysGoneError, RefusedError):
             raise
         except Exception as error:  # as above
-            raise as_authority_error(error, talk.network.retry_after) from error
+            raise _as_authority_error(error, talk.network) from error
         finally:
             talk.network.close()
 
@@ -320,16 +320,17 @@ def certificate_id(leaf: bytes) -> str:
     )
 
 
-def as_authority_error(error: Exception, retry_after: float | None = None) -> AuthorityError:
+def _as_authority_error(error: Exception, network: Network) -> AuthorityError:
     """Whatever came of an answer, as one line that may be logged."""
+    retry_after = network.retry_after
     if isinstance(error, messages.Error):
-        return AuthorityError(text_of(error), retry_after)
+        return AuthorityError(f"{text_of(error)} ({text_of(network.answered)})", retry_after)
     if isinstance(error, requests.RequestException):
         return AuthorityError(f"it cannot be reached: {_cause(error)}", retry_after)
+    what = f"{type(error).__name__}: {text_of(error)}"
     if isinstance(error, errors.ClientError) and error.args and isinstance(error.args[0], requests.Response):
-        answer = error.args[0]
-        return AuthorityError(f"{answer.url} answers with status {answer.status_code}", retry_after)
-    return AuthorityError(f"its answer makes no sense: {type(error).__name__}: {text_of(error)}", retry_after)
+        what = "no problem document"  # RFC 8555, 6.7
+    return AuthorityError(f"its answer makes no sense: {what} ({text_of(network.answered)})", retry_after)
 
 
 def _cause(error: BaseException) -> str:

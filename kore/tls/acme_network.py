@@ -103,6 +103,8 @@ class Network(client.ClientNetwork):
         self.deadline = time.monotonic() + REQUEST_SECONDS_MAX
         self.retry_after: float | None = None
         """What the last answer asked for, in seconds."""
+        self.answered = ""
+        """Its status and address, for errors."""
 
     def close(self) -> None:
         """Close the connections."""
@@ -129,6 +131,7 @@ class Network(client.ClientNetwork):
             response._content = _read(response)
         response.encoding = "utf-8"
         self.retry_after = seconds_of(response.headers.get("Retry-After"))
+        self.answered = f"status {response.status_code} from {url}"
         if response.is_redirect:
             raise AuthorityError(f"{url} answers with a redirect, which no authority needs")
         return response

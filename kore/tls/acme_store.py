@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -78,13 +79,13 @@ class AcmeStore:
         *,
         log: Log,
         publish: Callable[[str], None],
-        challenge: Callable[[str, list[bytes] | None, Callable[[list[str]], None]], None],
+        challenge: Callable[[str, Pair | None, Callable[[list[str]], None]], None],
     ) -> None:
         """Paths count from the current directory, which is the key manager's root.
 
-        `publish(name)` serves pair(name) from now on: it is told after a new one is on disk. `challenge(name, chain,
-        done)` has a chain (DER; None: no more) answer the challenge in every worker, and calls `done` with the workers
-        that have not confirmed that within CONFIRM_SECONDS_MAX, in words.
+        `publish(name)` serves pair(name) from now on: it is told after a new one is on disk. `challenge(name, pair,
+        done)` has a pair (None: no more) answer the challenge in every worker, and calls `done` with the workers that
+        have not confirmed that within CONFIRM_SECONDS_MAX, in words.
         """
         self._settings = settings
         self._names = tuple(dict.fromkeys(names))
@@ -92,7 +93,7 @@ class AcmeStore:
         self._publish = publish
         self._challenge = challenge
         self._domains: dict[str, _Domain] = {}
-        self._challenges: dict[str, list[bytes]] = {}
+        self._challenges: set[str] = set()
         self._account_key: ec.EllipticCurvePrivateKey | None = None
         self._address = ""
         self._binding: bytes | None = None
@@ -116,10 +117,6 @@ class AcmeStore:
     def pair(self, name: str) -> Pair:
         """What is served for `name`."""
         return self._domains[name].pair
-
-    def challenges(self) -> dict[str, list[bytes]]:
-        """The challenge certificates that are being served, for a worker that is new."""
-        return dict(self._challenges)
 
     def _load_domain(self, name: str, before: _Domain | None) -> _Domain:
         where = acme_files.folder(name)
@@ -254,10 +251,10 @@ class AcmeStore:
     def _begin_challenge(self, asked: Question, reply: Callable[[bytes], None]) -> None:
         domain = self._domains[asked.name]
         try:
-            chain = [certificates.challenge(domain.name, domain.key, asked.body)]
+            made = certificates.challenge(domain.name, domain.key, asked.body)
         except CertificateError as error:
             raise WireError(str(error)) from None
-        self._challenges[domain.name] = chain
+        self._challenges.add(domain.name)
 
         def done(late: list[str]) -> None:
             if late:
@@ -265,7 +262,7 @@ class AcmeStore:
                 self._log(f"the challenge of {domain.name} goes on, although {', '.join(late)} did not confirm it")
             reply(answer(asked.number, Tell.DONE))
 
-        self._challenge(domain.name, chain, done)
+        self._challenge(domain.name, certificates.pair_of(x509.load_der_x509_certificate(made), (), domain.key), done)
 
     def _clear(self, asked: Question) -> bytes:
         self._domains[asked.name].requests = []
@@ -275,7 +272,8 @@ class AcmeStore:
     def forget(self, *names: str) -> None:
         """End challenges: of these names, or all, because the ACME process is gone."""
         for name in names or tuple(self._challenges):
-            if self._challenges.pop(name, None) is not None:
+            if name in self._challenges:
+                self._challenges.discard(name)
                 self._challenge(name, None, lambda _late: None)
 
     def _install(self, asked: Question) -> bytes:
