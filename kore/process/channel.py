@@ -56,7 +56,7 @@ class Kind(enum.IntEnum):
     ABORT = 17  # end now; no body
     REOPEN = 18  # put the descriptor sent along in the place of the one with this decimal number
     STACKS = 19  # to the tracer: the reading end of the pipe for a worker's stacks; then its LISTENER, same body
-    JOIN = 20  # to the key manager: its end of a pair comes along; who has the other, id (0: no worker) and pid in decimal
+    JOIN = 20  # to the key manager: its end of a pair comes along; id (0: no worker) and pid of who has the other
     KEYS = 21  # to who has the other end: it comes along; no body
 
     OBJECT = 32  # a piece of a pickled object for koreapp.onmsg; kore.process.pieces

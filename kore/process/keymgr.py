@@ -1,4 +1,4 @@
-"""The key manager: the one process that reads private keys, and signs with them what workers have to sign in handshakes.
+"""The key manager: the one process that reads private keys, and signs with them what workers sign in handshakes.
 
 It gives up everything else first: network, other programs, other files, other users. Then it reads the pairs, with the
 same rights as at each reload, so that what works at the start works later. Each worker has a thread here and a pair of
@@ -15,16 +15,16 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from kore.errors import SandboxError
-from kore.process import prctl, role
-from kore.process.channel import Channel, ChannelError, Kind
+from kore.process import locking, prctl, role
+from kore.process.channel import ChannelError, Kind
 from kore.process.log import LOG_ERR, LOG_INFO, LOG_NOTICE
 from kore.process.services import Place, Row
-from kore.sandbox import confinement, seccomp
+from kore.sandbox import landlock, privileges, seccomp
 from kore.sandbox.confinement import Confinement
 from kore.sandbox.policy import Features
 from kore.tls import messages
@@ -104,6 +104,28 @@ class Client:
         return f"worker {self.worker} (pid {self.pid})"
 
 
+def folders_of(files: Iterable[DomainFiles]) -> tuple[str, ...]:
+    """The directories of all files, and of what links among them lead to; as this process sees them.
+
+    A rule for a file would be about the one that is there now, and not about the one that takes its place.
+    """
+    paths = [path for one in files for path in one.paths()]
+    found = dict.fromkeys(os.path.dirname(place) for path in paths for place in (path, os.path.realpath(path)))
+    return tuple(folder for folder in found if os.path.isdir(folder))
+
+
+@dataclass(slots=True)
+class Duty:
+    """What is done every so many seconds."""
+
+    seconds: float
+    do: Callable[[], object]
+    next: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.next = time.monotonic() + self.seconds
+
+
 class Pace:
     """So many at once, and so many a second: how long to wait before the next."""
 
@@ -144,33 +166,39 @@ class KeyManager:
             sock.setblocking(False)
         signal.set_wakeup_fd(self._wake_out.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGUSR1, self._note_reload)
-        if failure := prctl.lock_memory():
-            role.role.log(LOG_NOTICE, f"keys may be written to swap: memory is not locked ({failure}); raise memlock")
+        failure = locking.lock_memory()
+        if failure is not None and self.orders.confinement.on:
+            role.role.log(LOG_NOTICE, f"keys may get into swap: {failure}; raise it (ulimit -l, LimitMEMLOCK=)")
         try:
             self._confine()
         except SandboxError as error:
-            role.role.fatalx(f"the key manager cannot be confined: {error}")
-        prctl.forbid_dumps()
+            return self._fatal(f"the key manager cannot be confined: {error}")
         if self.orders.rand_file is not None:
             seed_from(self.orders.rand_file, role.role.log)
         served = self.store.load()
-        if self.orders.files and not served and not self.place.restarts and not any(
-            files.acme for files in self.orders.files
-        ):
-            role.role.fatalx("no domain has a certificate that can be served")
+        later = any(files.acme for files in self.orders.files)
+        if not (served or later or self.place.restarts):
+            return self._fatal("no domain has a certificate that can be served")
         self.place.channel.send_last(Kind.READY)
         self._loop()
         return 0
 
-    def _confine(self) -> None:
-        mine = self.orders.confinement
-        confinement.enter(
-            mine.of_child(self.place.parent), spawner=None, engine=lambda: None, close_filter=self._close_filter
-        )
+    def _fatal(self, reason: str) -> int:
+        """End the server: this one can't be started, and no successor could."""
+        self.place.channel.send_last(Kind.LOG, role.log_body(LOG_ERR, reason))
+        self.place.channel.send_last(Kind.FATALX)
+        return 1
 
-    def _close_filter(self) -> None:
-        features = Features(role=NAME, write=bool(self.orders.confinement.write))
-        seccomp.confine(None, features, False, self._send_listener)
+    def _confine(self) -> None:
+        """Give up everything but reading these files, for good. Raises SandboxError."""
+        mine = self.orders.confinement
+        privileges.give_up(replace(mine.rights, parent=self.place.parent))
+        prctl.forbid_dumps()
+        if not mine.on:
+            return
+        write = tuple(path for path in mine.write if os.path.exists(path))
+        landlock.restrict_self(landlock.Rules(read=folders_of(self.orders.files), write=write))
+        seccomp.confine(None, Features(role=NAME, write=bool(mine.write)), False, self._send_listener)
 
     def _send_listener(self, fd: int) -> bool:
         channel = self.place.channel
@@ -184,22 +212,21 @@ class KeyManager:
     def _loop(self) -> None:
         self._selector.register(self.place.channel, selectors.EVENT_READ, self._hear)
         self._selector.register(self._wake_in, selectors.EVENT_READ, self._woken)
-        now = time.monotonic()
         duties = [
-            [now + LOOK_SECONDS, LOOK_SECONDS, self.store.look],
-            [now + REMARK_SECONDS, REMARK_SECONDS, self.store.remark],
-            [now + ROTATION_SECONDS, ROTATION_SECONDS, self._rotate],
+            Duty(LOOK_SECONDS, self.store.look),
+            Duty(REMARK_SECONDS, self.store.remark),
+            Duty(ROTATION_SECONDS, self._rotate),
         ]
         while True:
-            first = min(duty[0] for duty in duties)
+            first = min(duty.next for duty in duties)
             for key, _ in self._selector.select(max(0.0, first - time.monotonic())):
                 if key.data() is False:
                     return
             now = time.monotonic()
             for duty in duties:
-                if duty[0] <= now:
-                    duty[0] = now + duty[1]
-                    duty[2]()
+                if duty.next <= now:
+                    duty.next = now + duty.seconds
+                    duty.do()
 
     def _note_reload(self, _number: int, _frame: object) -> None:
         self._reload = True
@@ -334,6 +361,3 @@ class KeyManager:
         role.role.log(LOG_ERR, f"{client} asks for what no honest worker asks for: {reason}")
         body = b"%d %d %s" % (client.worker, client.pid, reason.encode("utf-8", "replace"))
         self.place.channel.send_last(Kind.ABUSE, body)
-
-
-__all__ = ["NAME", "Channel", "KeyManager", "KeyOrders", "Pace", "row_of"]

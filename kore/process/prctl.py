@@ -1,4 +1,4 @@
-"""Calls a child makes of itself: its short name, the wish not to outlive its parent, memory that nobody else sees.
+"""Calls a child makes of itself: its short name, the wish not to outlive its parent, memory that nobody else reads.
 
 Through ctypes on the C library that is loaded anyway: a few calls in a process's life are not worth a dependency.
 Elsewhere than on Linux they do nothing and say so.
@@ -14,7 +14,6 @@ import sys
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_NAME = 15
-MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4  # mman.h; the last: when a page is first touched (Linux 4.4)
 COMM_BYTES_MAX = 15  # TASK_COMM_LEN is 16, with the terminating NUL
 
 
@@ -45,16 +44,6 @@ def set_parent_death_signal(number: int) -> bool:
         return False
     _prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(number))
     return True
-
-
-def lock_memory() -> str | None:
-    """Keep what this process touches, now and later, out of swap; None, or why that cannot be had."""
-    if sys.platform != "linux":
-        return "there is no mlockall with MCL_ONFAULT here"
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mlockall(ctypes.c_int(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT)) == 0:
-        return None
-    return os.strerror(ctypes.get_errno())
 
 
 def forbid_dumps() -> None:

@@ -19,6 +19,7 @@ from kore.process.log import LOG_ERR, Log, cut, standard_output
 if TYPE_CHECKING:
     from kore.http.server import HttpServer
     from kore.process.post import Post
+    from kore.process.worker_tls import WorkerTls
 
 
 class Role:
@@ -29,6 +30,7 @@ class Role:
     workers = 0  # how many there are; known to workers
     post: Post | None = None  # what a worker sends to workers with
     server: HttpServer | None = None
+    tls: WorkerTls | None = None
 
     def __init__(self, log: Log | None = None) -> None:
         self._log = log

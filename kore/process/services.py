@@ -1,8 +1,8 @@
 """Children of the parent that serve no clients: the key manager, the tracer and what else is a row of the table.
 
 A row says what is different about a process; its life is the same for all. It is forked before what needs it, says
-ready, is heard, is started again when it dies, later each time, and ends when the parent closes its side of the channel,
-after whatever needed it.
+ready, is heard, is started again when it dies, later each time, and ends when the parent closes its side of the
+channel, after whatever needed it.
 """
 
 from __future__ import annotations

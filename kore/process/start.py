@@ -8,11 +8,11 @@ line on standard error that says what to do.
 from __future__ import annotations
 
 import gc
-import importlib.util
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from kore import reactor
 from kore.application.declared import application
@@ -21,18 +21,22 @@ from kore.application.plan import Plan, freeze
 from kore.application.privileges import Deployment
 from kore.bsd import pledge
 from kore.errors import ConfigurationError, EngineError, StartError
-from kore.process import affinity, ahead, confining, role, securing, title, worker
+from kore.process import affinity, ahead, confining, locking, role, securing, title, worker
 from kore.process.daemon import Daemon, daemonise
 from kore.process.descriptors import inherited
 from kore.process.log import LOG_ERR, LOG_INFO, LOG_NOTICE, FileSink, Log, SyslogSink, standard_output
 from kore.process.parent import EXIT_FATAL, Orders, Parent
 from kore.process.pidfile import HeldError, Pidfile
 from kore.process.reopening import access_logs
+from kore.process.services import Row
 from kore.process.sites import Sites
 from kore.process.tracer import Brief
 from kore.process.tracing import free_signal
 from kore.sandbox import confinement, privileges
 from kore.version import __version__
+
+if TYPE_CHECKING:
+    from kore.process.keymgr import KeyOrders
 
 DRAIN_SECONDS = 10.0
 DRAIN_SECONDS_DEV = 1.0
@@ -144,6 +148,8 @@ class _Start:
         self.pidfile: Pidfile | None = None
         self.strays = strays
         self.confinement = confinement.Confinement(process="worker", on=False)
+        self.keys: KeyOrders | None = None
+        """What the key manager is told, when there is one."""
         self.sites: Sites | None = None
         """What tracing found."""
         self.stack_signal = free_signal(plan.signals) if plan.settings.seccomp_tracing else None
@@ -161,8 +167,6 @@ class _Start:
             raise StartError(str(error)) from error
         if self.options.check:
             return self._show()
-        if securing.speaks_tls(self.plan) and importlib.util.find_spec("kore.tls.contexts") is None:
-            raise StartError("TLS is not available in this version; use tls=False")
         self._open_log()
         if not self.deployment.foreground:
             self.daemon = daemonise()
@@ -192,6 +196,10 @@ class _Start:
         self.confinement = confining.confine(self.plan, self.deployment)
         confinement.prepare(self.confinement)
         self.plan = securing.secured(self.plan, self.confinement.rights)
+        if securing.speaks_tls(self.plan):
+            from kore.process import keeping
+
+            self.keys = keeping.orders_of(self.plan, self.deployment, self.confinement)
 
     def _show(self) -> int:
         """What check prints: everything that would be served, and every option with where it comes from."""
@@ -199,7 +207,12 @@ class _Start:
 
         io = "KORE_IO" if os.environ.get("KORE_IO") else self.fallback or "the best there is"
         confined = "KORE_SANDBOX" if os.environ.get("KORE_SANDBOX") else "the deployment"
-        decided = {"engine": (self.engine, io), "workers live in": (self._home(), "root, runas and the deployment")}
+        decided = {
+            "engine": (self.engine, io),
+            "workers live in": (_home(self.confinement), "root, runas and the deployment"),
+        }
+        if self.keys is not None:
+            decided["key manager lives in"] = (_home(self.keys.confinement), "keymgr_root, keymgr_runas, as above")
         if self.plan.settings.sandbox is None or os.environ.get("KORE_SANDBOX"):
             decided["sandbox"] = ("yes" if self.confinement.on else "no", confined)
         if self.plan.settings.workers is None:
@@ -208,14 +221,12 @@ class _Start:
         print(effective(self.plan, self.deployment, decided, self._notices(), served), flush=True)
         return 0
 
-    def _home(self) -> str:
-        """Where workers live and who they are, for people."""
-        rights = self.confinement.rights
-        home = f"{rights.root or os.getcwd()} by {'chroot' if rights.chroot else 'chdir'}"
-        return home if rights.identity is None else f"{home} as user {rights.identity.name}"
-
     def _notices(self) -> list[str]:
         found = [*confining.notices(self.confinement, self.deployment, self.engine), *self.plan.notices]
+        if self.keys is not None:
+            from kore.process import keeping
+
+            found += keeping.notices(self.keys, self.confinement)
         if self.plan.settings.pledge and not pledge.available():
             found.append("kore.config.pledge: only OpenBSD has pledge(2); nothing is promised here")
         return found
@@ -259,8 +270,14 @@ class _Start:
         mine = self.confinement
         ahead.load_ahead(mine)
         ahead.make_offload(mine)
+        children = [mine]
+        if self.keys is not None:
+            from kore.process import worker_tls as _worker_tls  # noqa: F401 (workers may live where it cannot be loaded)
+
+            locking.allow()
+            children.append(self.keys.confinement)
         if mine.on:
-            privileges.restrain_parent(confining.kept_by_parent(mine))
+            privileges.restrain_parent(confining.kept_by_parent(*children))
 
     def _hook(self, hook: Callable[[], object]) -> None:
         """Call a hook of the parent; what it raises is reported and stops nothing."""
@@ -325,6 +342,7 @@ class _Start:
             restart=settings.worker_death_policy == "restart",
             drain_seconds=drain,
             filtered=self.confinement.on or self.confinement.tracing,
+            services=self._services,
             tracing=self._brief(),
             name=self.name,
             ignore_interrupt=not foreground,
@@ -334,6 +352,13 @@ class _Start:
             route_name=names.get,
             access_logs=access_logs(self.plan.domains),
         )
+
+    def _services(self, parent: Parent) -> Iterator[Row]:
+        """The table of services, in the order of their start."""
+        if self.keys is not None:
+            from kore.process import keymgr
+
+            yield keymgr.row_of(self.keys, parent)
 
     def _brief(self) -> Brief | None:
         if self.stack_signal is None or application.loaded is None:
@@ -353,6 +378,13 @@ class _Start:
         self._say(f"ready: {count} worker{'s' if count > 1 else ''}, pid {' '.join(map(str, pids))}")
         if self.daemon is not None:
             self.daemon.ready()
+
+
+def _home(given: confinement.Confinement) -> str:
+    """Where processes live and who they are, for people."""
+    rights = given.rights
+    home = f"{rights.root or os.getcwd()} by {'chroot' if rights.chroot else 'chdir'}"
+    return home if rights.identity is None else f"{home} as user {rights.identity.name}"
 
 
 def _overruled(deployment: Deployment, options: Options) -> Deployment:

@@ -33,8 +33,10 @@ from kore.sandbox.rules import (
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What a worker does, as far as its system calls tell."""
+    """What a worker does, as far as its system calls tell; or a service, which has a list of its own."""
 
+    role: str = "worker"
+    """"worker", or the name of a service in service_policy.py: of that only `write` matters."""
     engine: str = "uring"
     files: bool = False
     """It serves files."""

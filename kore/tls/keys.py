@@ -21,13 +21,16 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from kore.tls import certificates
 from kore.tls.certificates import CertificateError, Pair
 from kore.tls.encoding import check
-from kore.tls.messages import ANY_KEY, KEY_ID_BYTES, Ask, MalformedError, Said, Told, which_key
+from kore.tls.messages import ANY_KEY, KEY_ID_BYTES, Ask, MalformedError, Said, Told
 from kore.tls.private import OperationError, PrivateKey
 
 LOG_ERR, LOG_NOTICE = 3, 5
 
 RETIRED_SECONDS: Final = 60.0
 """How long a key signs that was replaced: longer than any handshake may take."""
+
+LOCAL_NAMES: Final = ("localhost", "127.0.0.1", "::1")
+LOCAL_LIFETIME: Final = datetime.timedelta(days=30)
 
 AGAIN: Final = "it is looked at again when a file of it changes, and on SIGUSR1"
 
@@ -46,11 +49,13 @@ class DomainFiles:
     domain: int
     """Its index in the plan."""
     name: str
-    pairs: tuple[tuple[str, str], ...]
+    pairs: tuple[tuple[str, str], ...] = ()
     """Files of a certificate with its chain, and of its key."""
     crl: str | None = None
     acme: bool = False
-    """Whether files that are not there yet are made later."""
+    """Whether somebody else gets its certificates, and says so with KeyStore.use."""
+    local: bool = False
+    """Whether a certificate is made for it here, which nobody but a developer has to trust."""
 
     def paths(self) -> Iterator[str]:
         """All of them."""
@@ -168,7 +173,7 @@ class KeyStore:
         """`changed` hears what workers are to be told when it changes."""
         self._log = log
         self._changed = changed
-        self._domains = {one.domain: _Domain(one, (None,) * len(one.pairs)) for one in files}
+        self._domains = {one.domain: _Domain(one, (None,) * max(1, len(one.pairs))) for one in files}
         for domain in self._domains.values():
             domain.sources = list(self._sources(domain))
 
@@ -204,9 +209,7 @@ class KeyStore:
         return found
 
     def _chains(self, domain: _Domain) -> Told:
-        chains = tuple(
-            (which_key(one.pair.kind, one.id), *one.pair.chain) for one in domain.held if one is not None
-        )
+        chains = tuple(one.pair.chain for one in domain.held if one is not None)
         return Told(Said.CERTIFICATES, domain.files.domain, chains)
 
     def _revoked(self, domain: _Domain) -> Told:
@@ -221,6 +224,10 @@ class KeyStore:
     def load(self) -> int:
         """Load everything anew; how many domains have a pair."""
         for domain in self._domains.values():
+            if domain.files.local and domain.held[0] is None:
+                names = certificates.usable_names([domain.files.name, *LOCAL_NAMES])
+                pair = certificates.self_signed(names, certificates.new_key(), lifetime=LOCAL_LIFETIME)
+                self._swap(domain, 0, held(pair))
             for source in domain.sources:
                 self._load(source)
             self._remark(domain)
@@ -278,8 +285,6 @@ class KeyStore:
 
     def _load_pair(self, domain: _Domain, place: int) -> None:
         cert, key = domain.files.pairs[place]
-        if domain.files.acme and domain.held[place] is None and not os.path.exists(cert):
-            return  # it will be made
         most = certificates.PEM_BYTES_MAX
         pair = certificates.load_pair(read_file(cert, most), read_file(key, most), cert_name=cert, key_name=key)
         new, old = held(pair), domain.held[place]

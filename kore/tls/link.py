@@ -24,7 +24,6 @@ from kore.tls.messages import (
     Said,
     Told,
     read_answer,
-    read_which_key,
 )
 
 SIGN_SECONDS_MAX: Final = 0.25
@@ -68,21 +67,18 @@ class Listener(Protocol):
 class KeyLink:
     """One worker's link. It outlives key managers: `connect` is called for each, `close` at the end."""
 
-    def __init__(self, soon: Callable[[Callable[[], None]], object]) -> None:
-        """`soon` calls something in the next turn of the loop."""
+    def __init__(self) -> None:
+        self.soon: Callable[[Callable[[], None]], object] = lambda _: None
+        """Calls something in the next turn of the loop; set when there is one."""
         self.available = False
         """Whether `sign` may be called now."""
         self.on_available: list[Callable[[], None]] = []
         """Called, in a turn of the loop, when that becomes true."""
         self.listener: Listener | None = None
-        self._soon = soon
         self._socket: socket.socket | None = None
         self._assembly = Assembly()
         self._ids = itertools.count(1)
         self._kept: deque[Told] = deque()
-        self._keys: dict[tuple[int, str], bytes] = {}
-        """The ids of the keys whose certificates the listener was given, by domain and kind: between a reload there and
-        here, the old one is still meant."""
         self._scheduled = False
         self._woke = False
 
@@ -104,17 +100,17 @@ class KeyLink:
             self._socket.close()
             self._socket = None
 
-    def sign(self, domain: int, kind: str, padding: int, block: bytes) -> bytes:
+    def sign(self, domain: int, kind: str, padding: int, block: bytes, key: bytes = ANY_KEY) -> bytes:
         """The signature of `block` by the key of a domain; it blocks for at most SIGN_SECONDS_MAX.
 
         `kind` is "rsa" or "ec". `padding` is OpenSSL's: 1 for a DigestInfo, 3 for a whole EMSA-PSS encoding, 0 for EC,
-        whose signature is an ECDSA-Sig-Value in DER. Raises KeysUnavailable, KeyRefusedError.
+        whose signature is an ECDSA-Sig-Value in DER. `key` is the start of the SHA-256 of the public key whose
+        certificate is shown. Raises KeysUnavailable, KeyRefusedError.
         """
         sock = self._socket
         if sock is None or not self.available:
             raise KeysUnavailable("the key manager is not there")
         number = next(self._ids) % 0xFFFFFFFF + 1
-        key = self._keys.get((domain, kind), ANY_KEY)
         deadline = time.monotonic() + SIGN_SECONDS_MAX
         poller = select.poll()
         poller.register(sock, select.POLLIN)
@@ -184,7 +180,7 @@ class KeyLink:
     def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
-            self._soon(self._hand_over)
+            self.soon(self._hand_over)
 
     def _hand_over(self) -> None:
         """In a turn of the loop: pass on what was told, then say that signatures can be had again."""
@@ -201,10 +197,6 @@ class KeyLink:
         first = lists[0] if lists else []
         match told.said:
             case Said.CERTIFICATES:
-                self._keys = {place: key for place, key in self._keys.items() if place[0] != told.domain}
-                for chain in lists:
-                    kind, key = read_which_key(chain.pop(0))
-                    self._keys[told.domain, kind] = key
                 listener.certificates(told.domain, lists)
             case Said.TICKETS:
                 listener.tickets(first)

@@ -49,7 +49,7 @@ class Said(enum.IntEnum):
 
     SIGNED = 16  # the signature for an id
     REFUSED = 17  # why there is none, in words
-    CERTIFICATES = 18  # of a domain: chains, each which key it is for, then DER, leaf first
+    CERTIFICATES = 18  # of a domain: chains, each a list of DER, leaf first
     REVOKED = 19  # of a domain: certificate revocation lists, DER
     CHALLENGE = 20  # of a domain: the chain for acme-tls/1; an empty one ends it
     TICKETS = 21  # masters of session tickets, newest first
@@ -85,18 +85,6 @@ class Ask:
     def message(self) -> bytes:
         """As it is sent."""
         return _ASK.pack(Said.ASK, self.id, self.domain, KINDS[self.kind], self.padding, self.key) + self.block
-
-
-def which_key(kind: str, key: bytes) -> bytes:
-    """What stands before a chain: the kind of its key, and that key's id."""
-    return bytes((KINDS[kind],)) + key
-
-
-def read_which_key(head: bytes) -> tuple[str, bytes]:
-    """The kind and the id. Raises MalformedError."""
-    if len(head) != 1 + KEY_ID_BYTES or head[0] not in _KIND_NAMES:
-        raise MalformedError("a chain that does not say which key it is for")
-    return _KIND_NAMES[head[0]], head[1:]
 
 
 def read_ask(message: bytes) -> Ask:
