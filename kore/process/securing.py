@@ -47,22 +47,29 @@ def secured(plan: Plan, workers: Rights) -> Plan:
             extra, use = PACKAGES[module]
             raise StartError(f"{use} needs the package {module}: pip install 'kore[{extra}]'")
     try:
-        settings = _tried(plan.settings, workers)
+        parameters = _tried(plan.settings, workers)
     except ConfigurationError as error:
         raise StartError(str(error)) from error
     return replace(
-        plan, settings=settings, domains=tuple(_with_authorities(domain, workers) for domain in plan.domains))
+        plan, dh_parameters=parameters, domains=tuple(_with_authorities(domain, workers) for domain in plan.domains))
 
 
-def _tried(settings: Settings, workers: Rights) -> Settings:
+def _tried(settings: Settings, workers: Rights) -> bytes:
+    """The Diffie-Hellman parameters, after all options were tried."""
     from kore.tls import choices
 
     choices.cipher_list(settings.tls_cipher)
-    if settings.tls_dhparam is None:
-        return settings
-    seen, path = confining.inside("tls_dhparam", settings.tls_dhparam, workers)
-    choices.check_dh_parameters(path, settings.tls_dhparam)
-    return replace(settings, tls_dhparam=seen)
+    name = settings.tls_dhparam
+    if name is None:
+        return b""
+    where = f"kore.config.tls_dhparam = {name!r}"
+    path = confining.inside(where, name, workers)[1]
+    try:
+        text = read_file(path, where)
+    except OSError as error:
+        raise StartError(f"{where}: cannot be read: {error.strerror}") from error
+    choices.check_dh_parameters(path, name)
+    return text
 
 
 def _with_authorities(domain: PlannedDomain, workers: Rights) -> PlannedDomain:
@@ -72,7 +79,7 @@ def _with_authorities(domain: PlannedDomain, workers: Rights) -> PlannedDomain:
 
     name = domain.tls.client_verify
     where = f"domain {domain.name!r}: client_verify"
-    _, path = confining.inside(where, name, workers)
+    path = confining.inside(where, name, workers)[1]
     try:
         found = certificates.load_authorities(read_file(path, name), f"{where}: {name}")
     except OSError as error:
