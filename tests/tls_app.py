@@ -1,8 +1,8 @@
 """A worker that serves HTTP over TLS, without the application and process floors: python -m tests.tls_app CONFIG.
 
-CONFIG is a file of Python: a dict with "domains", a list of (name, settings) where settings may have "kinds" of keys,
-"client_ca", "verify_depth", "crl"; "options" of HttpSettings, "tls" of TlsSettings; "files", a directory. The keys are
-held by a process of its own. Lines on the standard input replace things: see `_order`.
+CONFIG is a file of Python: a dict with "io", the engine; "domains", a list of (name, settings), which may have "pairs",
+"authorities", "verify_depth", "crl"; "options" of HttpSettings, "tls" of TlsSettings, "tickets". The keys are held by a
+process of its own. Lines of the standard input are run as Python.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class App:
         self.loop = reactor.Loop(reactor.new_driver(config["io"]))
         self.server = HttpServer(self.loop, HttpSettings(**config.get("options", {})), log=self.log)
         described = [
-            TlsDomain(name, given.get("client_ca"), given.get("verify_depth", 1), given.get("crl", False))
+            TlsDomain(name, tuple(given.get("authorities", ())), given.get("verify_depth", 1), given.get("crl", False))
             for name, given in self.domains
         ]
         self.contexts = Contexts(TlsSettings(**config.get("tls", {})), described, self.keys, self.log)

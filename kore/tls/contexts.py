@@ -10,15 +10,16 @@ in the connections that have it.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import hmac
 import ssl
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
-from kore.errors import ConfigurationError
+from kore.tls.choices import cipher_list
+from kore.tls.clients import clients
 from kore.tls.hello import TICKET_NAME_BYTES, Hello
 from kore.tls.libssl import (
     SSL_CTRL_MODE,
@@ -29,21 +30,10 @@ from kore.tls.libssl import (
     SSL_CTRL_SET_TLSEXT_TICKET_KEYS,
     SSL_MODE_RELEASE_BUFFERS,
     SSL_SESS_CACHE_OFF,
-    VERIFY_CALLBACK,
     library,
 )
 from kore.tls.offload import Keys, offload
 from kore.tls.stream import Wire
-
-CIPHERS: Final = (
-    "ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384:"
-    "ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305:"
-    "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256"
-)
-"""Up to TLS 1.2: AEAD with forward secrecy. Those of TLS 1.3 all are."""
-
-DHE_CIPHERS: Final = ":DHE-RSA-AES256-GCM-SHA384:DHE-RSA-CHACHA20-POLY1305:DHE-RSA-AES128-GCM-SHA256"
-"""With parameters for them only."""
 
 GROUPS: Final = (b"X25519MLKEM768:X25519:P-256:P-384", b"X25519:P-256:P-384")
 """The first that the library knows: OpenSSL has the hybrid from 3.5 on."""
@@ -68,15 +58,6 @@ OP_PRIORITIZE_CHACHA: Final = 0x200000  # ssl.h; a client that puts it first has
 TICKETS: Final = 1
 """Given at the end of a handshake of TLS 1.3: a client keeps its connections, and each resumption brings another."""
 
-# x509_vfy.h
-CRL_CHECK: Final = 0x4 | 0x8  # X509_V_FLAG_CRL_CHECK, CRL_CHECK_ALL: the whole chain
-TOLERATED: Final = {
-    3: "there is no list of revoked certificates for an authority",
-    11: "a list of revoked certificates is not valid yet",
-    12: "a list of revoked certificates has expired",
-}
-"""X509_V_ERR_UNABLE_TO_GET_CRL, CRL_NOT_YET_VALID, CRL_HAS_EXPIRED: told, and no reason to lock everybody out."""
-
 LOG_ERR = 3
 LOG_NOTICE = 5
 
@@ -95,8 +76,8 @@ class TlsDomain:
     """What a domain asks of its clients."""
 
     name: str
-    client_ca: str | None = None
-    """The authorities, PEM, that its clients must have certificates of; None: they need none."""
+    authorities: tuple[bytes, ...] = ()
+    """The authorities, DER, that its clients must have certificates of; (): they need none."""
     verify_depth: int = 1
     """Authorities between theirs and the client's certificate, at most."""
     crl: bool = False
@@ -129,6 +110,7 @@ class Contexts:
         self.keys = keys
         self.log = log
         self.offload = offload()
+        self.clients = clients()
         self.wire = Wire()
         self.ready = False
         """Whether everything there is has come."""
@@ -137,10 +119,8 @@ class Contexts:
         """Called with a domain whose lists of revoked certificates are new; see `listed`."""
         self._live = [_Live() for _ in self.domains]
         self._masters: list[bytes] = []
-        self._told: set[tuple[int, int]] = set()
-        self._stores: dict[int, int] = {}  # which domain a store is of
-        self._tolerate = VERIFY_CALLBACK(self._verified)  # made before the sandbox closes
-        check(settings)
+        self._told: set[tuple[int, str]] = set()
+        base(settings)  # what it does not take is found now
 
     # --- what the key manager says -------------------------------------------------------------------------
 
@@ -208,22 +188,11 @@ class Contexts:
 
     def demands(self, domain: int) -> bool:
         """Whether clients of `domain` need certificates."""
-        return self.domains[domain].client_ca is not None
+        return bool(self.domains[domain].authorities)
 
     def listed(self, domain: int, certificates: Iterable[bytes]) -> set[bytes]:
         """Those of the certificates, in DER, that stand on a list of revoked ones of `domain`."""
-        lib = library()
-        crls = [lib.crl(der) for der in self._live[domain].crls]
-        found: set[bytes] = set()
-        entry = ctypes.c_void_p()
-        for der in certificates:
-            at = lib.certificate(der)
-            if any(lib.handle.X509_CRL_get0_by_cert(crl, ctypes.byref(entry), at) == 1 for crl in crls):
-                found.add(der)
-            lib.handle.X509_free(at)
-        for crl in crls:
-            lib.handle.X509_CRL_free(crl)
-        return found
+        return self.clients.listed(self._live[domain].crls, certificates)
 
     # --- making them ---------------------------------------------------------------------------------------
 
@@ -253,8 +222,10 @@ class Contexts:
         context.set_alpn_protocols([ALPN])
         for chain in live.chains:
             self.offload.install(context, chain, self.keys, number)
-        if domain.client_ca is not None:
-            self._demand(context, number, domain.client_ca)
+        if domain.authorities:
+            crls = live.crls if domain.crl else None
+            tell = partial(self._tell, number)
+            self.clients.demand(context, domain.authorities, domain.verify_depth, crls, tell)
         if master is not None:
             library().control(context, SSL_CTRL_SET_TLSEXT_TICKET_KEYS, 80, self._ticket_keys(number, master))
         return context
@@ -267,49 +238,11 @@ class Contexts:
         lib.control(context, SSL_CTRL_MODE, SSL_MODE_RELEASE_BUFFERS)  # 34 KiB less for each idle connection
         return context
 
-    def _demand(self, context: ssl.SSLContext, number: int, client_ca: str) -> None:
-        """Let only clients in that have a certificate of one of these authorities."""
-        lib, domain = library(), self.domains[number]
-        at = lib.context_of(context)
-        context.verify_mode = ssl.CERT_REQUIRED
-        context.load_verify_locations(cadata=client_ca)
-        for der in context.get_ca_certs(binary_form=True):
-            authority = lib.certificate(der)
-            lib.handle.SSL_CTX_add_client_CA(at, authority)
-            lib.handle.X509_free(authority)
-        parameters = lib.handle.SSL_CTX_get0_param(at)
-        lib.handle.X509_VERIFY_PARAM_set_depth(parameters, domain.verify_depth)
-        if not domain.crl:
-            return
-        store = lib.handle.SSL_CTX_get_cert_store(at)
-        for der in self._live[number].crls:
-            crl = lib.crl(der)
-            taken = lib.handle.X509_STORE_add_crl(store, crl)
-            lib.handle.X509_CRL_free(crl)
-            if taken != 1:
-                lib.handle.ERR_clear_error()
-                raise ValueError("a list of revoked certificates is not taken")
-        lib.handle.X509_VERIFY_PARAM_set_flags(parameters, CRL_CHECK)
-        lib.handle.X509_STORE_set_verify_cb(store, self._tolerate)
-        self._stores[store] = number
-
-    def _verified(self, ok: int, verifying: int) -> int:
-        """X509_STORE_set_verify_cb(3): what OpenSSL found about a client's certificate, and what becomes of it."""
-        try:
-            handle = library().handle
-            error = handle.X509_STORE_CTX_get_error(verifying)
-            if ok or error not in TOLERATED:
-                return ok
-            number = self._stores.get(handle.X509_STORE_CTX_get0_store(verifying), -1)
-            if (number, error) not in self._told:
-                self._told.add((number, error))
-                name = self.domains[number].name if number >= 0 else "?"
-                self.log(LOG_NOTICE, f"domain {name}: {TOLERATED[error]}; clients are let in all the same")
-            handle.X509_STORE_CTX_set_error(verifying, 0)
-        except BaseException as error:  # noqa: BLE001 - there is only C above us, and doubt means no
-            self.offload.failure = error
-            return 0
-        return 1
+    def _tell(self, number: int, what: str) -> None:
+        """Log what was tolerated, once for each set of lists."""
+        if (number, what) not in self._told:
+            self._told.add((number, what))
+            self.log(LOG_NOTICE, f"domain {self.domains[number].name}: {what}; clients are let in all the same")
 
     # --- tickets -------------------------------------------------------------------------------------------
 
@@ -319,7 +252,7 @@ class Contexts:
     def _ticket_keys(self, number: int, master: bytes) -> bytes:
         """A name of 16 bytes, then 32 for HMAC and 32 for AES, as OpenSSL has them (HKDF-Expand, RFC 5869 2.3)."""
         domain = self.domains[number]
-        demanded = repr((domain.name, domain.client_ca, domain.verify_depth, domain.crl, self._live[number].crls))
+        demanded = repr((domain.name, domain.authorities, domain.verify_depth, domain.crl, self._live[number].crls))
         info = b"kore session tickets %d " % number + hashlib.sha256(demanded.encode()).digest()
         found = block = b""
         for count in range(1, 4):
@@ -337,11 +270,7 @@ def base(settings: TlsSettings) -> ssl.SSLContext:
         ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE | OP_PRIORITIZE_CHACHA
     )
     context.num_tickets = TICKETS
-    ciphers = settings.cipher or CIPHERS + (DHE_CIPHERS if settings.dhparam else "")
-    try:
-        context.set_ciphers(ciphers)
-    except ssl.SSLError:
-        raise ConfigurationError(f"tls_cipher: OpenSSL knows none of the ciphers in {ciphers!r}") from None
+    context.set_ciphers(cipher_list(settings.cipher))
     lib.control(context, SSL_CTRL_SET_SIGALGS_LIST, 0, SIGNATURES)
     lib.control(context, SSL_CTRL_SET_CLIENT_SIGALGS_LIST, 0, CLIENT_SIGNATURES)
     for groups in GROUPS:
@@ -351,10 +280,5 @@ def base(settings: TlsSettings) -> ssl.SSLContext:
     if settings.dhparam:
         lib.use_dh_parameters(context, settings.dhparam)
     return context
-
-
-def check(settings: TlsSettings) -> None:
-    """Raise ConfigurationError for options that OpenSSL does not take, TlsError where there is none to ask."""
-    base(settings)
 
 

@@ -67,8 +67,8 @@ class Handshake:
     """The owner of one stream until the handshake is done or has failed."""
 
     __slots__ = (
-        "_answered", "_began", "_context", "_deadline", "_kept", "_lingering", "_name", "_reader", "_sent", "_tls",
-        "bucket", "domain", "ended", "gone", "host", "prepared", "server", "stream",
+        "_answered", "_deadline", "_hello", "_kept", "_lingering", "_reader", "_sent", "_tls", "bucket", "domain",
+        "gone", "host", "prepared", "server", "stream",
     )  # fmt: skip
 
     def __init__(self, host: Host, fd: int) -> None:
@@ -76,11 +76,9 @@ class Handshake:
         self.server: Any = host.server
         self.prepared = None  # no request has come
         self.gone = False
-        self.ended = False
         self.domain = -1
         self._reader: HelloReader | None = HelloReader()
-        self._name: str | None = None
-        self._context: ssl.SSLContext | None = None
+        self._hello = Hello()
         self._tls: ssl.SSLObject | None = None
         self._kept: bytes | None = b""  # all input so far; None when there is no more beginning anew
         self._answered = 0  # bytes that this beginning has led to
@@ -125,43 +123,38 @@ class Handshake:
         elif hello is not None:
             self._reader = None
             self._kept = bytes(reader.raw)
-            self._choose(hello)
+            self._hello = hello
+            self._begin()
 
-    def _choose(self, hello: Hello) -> None:
-        contexts = self.host.contexts
+    def begin_anew(self) -> None:
+        """Signatures can be had again; perhaps by another key, so the context is chosen again as well."""
+        if not (self.gone or self._lingering):
+            self._begin()
+
+    def _begin(self) -> None:
+        """Choose who answers, and shake hands from the first byte that came."""
+        contexts, hello = self.host.contexts, self._hello
         self.domain = self.host.domain_of(hello.name)
-        self._name = hello.name
         if hello.alpn == (CHALLENGE_ALPN.encode(),):
-            self._context = contexts.challenge_of(self.domain)
-            if self._context is None:
+            context = contexts.challenge_of(self.domain)
+            if context is None:
                 self._refuse(alert(NO_APPLICATION_PROTOCOL))
                 return
         elif hello.alpn and ALPN.encode() not in hello.alpn:
             self._refuse(alert(NO_APPLICATION_PROTOCOL))  # RFC 7301 3.2
             return
         else:
-            self._context = contexts.choose(self.domain, hello)
-        if self._context is None:
-            self.host.tell(self.domain, "there is no certificate for it yet")
-            self._refuse(alert(INTERNAL_ERROR))
-        else:
-            self._begin()
-
-    # --- OpenSSL's part ------------------------------------------------------------------------------------
-
-    def _begin(self) -> None:
-        """Shake hands, from the first byte that came."""
-        wire = self.host.contexts.wire
-        assert self._context is not None
+            context = contexts.choose(self.domain, hello)
+            if context is None:
+                self.host.tell(self.domain, "there is no certificate for it yet")
+                self._refuse(alert(INTERNAL_ERROR))
+                return
         assert self._kept is not None
-        self._tls = self._context.wrap_bio(wire.incoming, wire.outgoing, server_side=True)
+        self._tls = context.wrap_bio(contexts.wire.incoming, contexts.wire.outgoing, server_side=True)
         self._answered = 0
         self._step(self._kept)
 
-    def begin_anew(self) -> None:
-        """Signatures can be had again."""
-        if not (self.gone or self._lingering):
-            self._begin()
+    # --- OpenSSL's part ------------------------------------------------------------------------------------
 
     def _step(self, data: bytes) -> None:
         """One step, and what it has us send."""
@@ -214,8 +207,8 @@ class Handshake:
         self.gone = True
         stream, server = self.stream, self.server
         secure = TlsStream(stream, tls, self.host.contexts.wire, server.loop.call_soon, self.domain)
-        self._tls = self._context = None
-        self.host.established(secure, self._name)
+        self._tls = None
+        self.host.established(secure, self._hello.name)
         server.closed(self)
         secure.decrypt()  # the first request may have come with the last bytes of the handshake
 
@@ -223,7 +216,7 @@ class Handshake:
 
     def _refuse(self, data: bytes) -> None:
         """Say why, and close once the client has heard it."""
-        self._reader = self._tls = self._context = None
+        self._reader = self._tls = None
         self._kept = None
         self._lingering = True
         if data:
@@ -260,7 +253,7 @@ class Handshake:
     def lost(self, error: int) -> None:  # noqa: ARG002 -- the contract's; a handshake that ends is nobody's loss
         """The connection is over before it began."""
         self.gone = True
-        self._reader = self._tls = self._context = None
+        self._reader = self._tls = None
         self._kept = None
         self.host.parked.discard(self)
         self.server.closed(self)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import _ssl
 import ctypes
 import ssl
+import weakref
 from ctypes import POINTER, c_char_p, c_int, c_long, c_uint, c_uint64, c_void_p
 from functools import lru_cache
 from typing import Any, Final
@@ -58,7 +59,6 @@ _SIGNATURES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "X509_STORE_set_verify_cb": (None, (_P, _P)),
     "X509_STORE_CTX_get_error": (c_int, (_P,)),
     "X509_STORE_CTX_set_error": (None, (_P, c_int)),
-    "X509_STORE_CTX_get_error_depth": (c_int, (_P,)),
     "X509_STORE_CTX_get0_store": (_P, (_P,)),
     "BIO_new_mem_buf": (_P, (c_char_p, c_int)),
     "BIO_free": (c_int, (_P,)),
@@ -69,7 +69,6 @@ _SIGNATURES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "d2i_X509_CRL": (_P, (_P, POINTER(c_void_p), c_long)),
     "X509_CRL_free": (None, (_P,)),
     "X509_CRL_get0_by_cert": (c_int, (_P, POINTER(c_void_p), _P)),
-    "i2d_PUBKEY": (c_int, (_P, _P)),
     "EVP_PKEY_new": (_P, ()),
     "EVP_PKEY_free": (None, (_P,)),
     "EVP_PKEY_get_base_id": (c_int, (_P,)),
@@ -135,6 +134,14 @@ class Library:
     def control(self, context: ssl.SSLContext, command: int, number: int = 0, data: bytes | None = None) -> int:
         """SSL_CTX_ctrl(3)."""
         return int(self.handle.SSL_CTX_ctrl(self.context_of(context), command, number, data))
+
+    def with_context(self, context: ssl.SSLContext, table: dict[int, Any], key: int, value: Any) -> None:
+        """Keep `value` in `table` as long as `context` lives, whose sockets keep it: before then no other has `key`.
+
+        `key` is the address of something that belongs to the context.
+        """
+        table[key] = value
+        weakref.finalize(context, table.pop, key, None).atexit = False
 
     def certificate(self, der: bytes) -> int:
         """An X509 * of a certificate in DER, to be freed with X509_free. Raises ValueError for what is none."""
