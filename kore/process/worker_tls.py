@@ -85,5 +85,4 @@ def _described(domain: PlannedDomain) -> TlsDomain:
     tls = domain.tls
     if tls is None or tls.client_verify is None:
         return TlsDomain(domain.name)
-    authorities = "".join(ssl.DER_cert_to_PEM_cert(der) for der in tls.authorities)
-    return TlsDomain(domain.name, authorities, tls.verify_depth, tls.crl is not None)
+    return TlsDomain(domain.name, tls.authorities, tls.verify_depth, tls.crl is not None)

@@ -21,7 +21,7 @@ ANSWER_SECONDS_MAX: Final = 10.0
 """For an answer: a signature takes a millisecond, writing a certificate to a busy disk a second."""
 
 CHALLENGE_SECONDS_MAX: Final = 20.0
-"""For that of CHALLENGE, which comes when all workers have the certificate (acme_store.CONFIRM_SECONDS_MAX)."""
+"""For that of CHALLENGE, which comes when all workers have the certificate, or 10 s have passed."""
 
 _QUESTION: Final = struct.Struct("!BIB")
 _ANSWER: Final = struct.Struct("!BI")

@@ -31,9 +31,6 @@ from kore.tls.acme_link import Ask, Question, Tell, WireError, answer, question,
 from kore.tls.acme_policy import JWS_ALGORITHM, Policy, PolicyError, encoded, same_origin
 from kore.tls.certificates import CertificateError, Pair
 
-CONFIRM_SECONDS_MAX: Final = 10.0
-"""For the workers to say that they have a challenge's certificate; one that is blocked takes no connection either."""
-
 SELF_SIGNED_LIFETIME: Final = datetime.timedelta(days=90)
 
 NOTE_BYTES_MAX: Final = 8192
