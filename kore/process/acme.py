@@ -1,7 +1,7 @@
 """The ACME process: it alone speaks with the authority, and holds no key.
 
-What strangers send is parsed here, so this process has little that would be worth capturing: TCP to the authority's port
-and the resolver's, the files for that, one pair of sockets with the key manager, which signs what a renewal takes and
+What strangers send is parsed here, so this process has little that is worth capturing: TCP to the port of the authority
+and of the resolver, the files for that, one pair of sockets with the key manager, which signs what a renewal takes and
 nothing else (kore.tls.acme_policy), and keeps what there is on disk. It has one thread and does one thing after the
 other: requests have ends (kore.tls.acme_network), and between them it hears the parent.
 

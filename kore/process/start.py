@@ -287,6 +287,8 @@ class _Start:
 
             locking.allow()
             children.append(self.keys.confinement)
+        if self.acme is not None:
+            children.append(self.acme.confinement)
         if mine.on:
             privileges.restrain_parent(confining.kept_by_parent(*children))
 

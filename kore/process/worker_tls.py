@@ -7,7 +7,6 @@ needed; it begins to work when the loop runs and the parent has handed over a so
 from __future__ import annotations
 
 import socket
-import ssl
 from collections.abc import Callable
 
 from kore import reactor
