@@ -295,7 +295,7 @@ def test_the_authority_is_polled_as_it_wishes(hostile: Hostile) -> None:
 
     hostile.answers["/order"] = next_state
     holder = ask(hostile)
-    assert holder.rests == [1.0, 7.0, 7.0]
+    assert holder.rests == [0.25, 7.0, 7.0]
 
 
 def test_the_environment_is_not_asked(hostile: Hostile, monkeypatch: pytest.MonkeyPatch) -> None:

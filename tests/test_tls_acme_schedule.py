@@ -88,7 +88,7 @@ def test_a_hint_is_not_followed_into_the_grave() -> None:
 def test_hints_are_asked_for_as_often_as_the_authority_says() -> None:
     plan = schedule()
     plan.installed(NAME, NOW, NOW + 90 * DAY)
-    assert plan.next(NOW) == (NAME, What.HINT)
+    assert when(plan, What.HINT, NOW) == NOW + 6 * 3600
     for asked, expected in ((7200.0, 7200.0), (None, 6 * 3600.0), (0.0, 60.0), (1e9, DAY)):
         plan.hinted(NAME, NOW, None, asked)
         assert plan.standings[NAME].ask_at == NOW + expected
@@ -143,7 +143,23 @@ def test_a_success_forgets_the_failures() -> None:
     plan = schedule()
     plan.failed(NAME, NOW, "down")
     plan.installed(NAME, NOW, NOW + 90 * DAY)
-    assert plan.standings[NAME] == Standing(NOW, NOW + 90 * DAY)
+    assert plan.standings[NAME] == Standing(NOW, NOW + 90 * DAY, ask_at=NOW + 6 * 3600)
+
+
+def test_an_authority_that_always_suggests_now_gets_few_orders() -> None:
+    """Whatever the certificate, its window lies in the past: that is an order every six hours, and no storm."""
+    plan = schedule()
+    now, orders = NOW, 0
+    while now < NOW + DAY:
+        found = plan.next(now)
+        if isinstance(found, float):
+            now += found
+        elif found[1] is What.ORDER:
+            orders += 1
+            plan.installed(NAME, now, now + 90 * DAY)
+        else:
+            plan.hinted(NAME, now, (NOW - 2 * DAY, NOW - DAY), 0.0)
+    assert orders == 4
 
 
 def test_a_failing_renewal_leaves_the_others_their_turn() -> None:

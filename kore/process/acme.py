@@ -1,9 +1,9 @@
 """The ACME process: it alone speaks with the authority, and holds no key.
 
 What strangers send is parsed here, so this process has little that is worth capturing: TCP to the port of the authority
-and of the resolver, the files for that, one pair of sockets with the key manager, which signs what a renewal takes and
-nothing else (kore.tls.acme_policy), and keeps what there is on disk. It has one thread and does one thing after the
-other: requests have ends (kore.tls.acme_network), and between them it hears the parent.
+and of the resolver, the files for that, and one pair of sockets with the key manager, which signs what a renewal takes
+and nothing else (kore.tls.acme_policy), and keeps on disk what there is to keep. It has one thread and does one thing
+after the other: requests have ends (kore.tls.acme_network), and between them it hears the parent.
 
 What fails is logged with the moment at which it is tried again. SIGUSR1 has everything tried at once.
 """
@@ -135,7 +135,7 @@ class AcmeProcess:
             preload.extensions()
             preload.library()
             for package in PACKAGES:
-                preload.package(package)
+                preload.package(package, leave_out=["__main__"])
         privileges.give_up(replace(mine.rights, parent=self.place.parent))
         if not mine.on:
             return

@@ -29,9 +29,8 @@ from kore.process.services import Place, Row
 from kore.sandbox import landlock, privileges, seccomp
 from kore.sandbox.confinement import Confinement
 from kore.sandbox.policy import Features
-from kore.tls import messages
+from kore.tls import acme_store, messages
 from kore.tls.acme_link import WireError
-from kore.tls.acme_store import AcmeSettings
 from kore.tls.entropy import seed_from
 from kore.tls.keys import DomainFiles, KeyStore, NoKeyError
 from kore.tls.messages import MalformedError, Said, Told
@@ -70,7 +69,7 @@ class KeyOrders:
     files: tuple[DomainFiles, ...]
     confinement: Confinement
     rand_file: str | None = None
-    acme: AcmeSettings | None = None
+    acme: acme_store.AcmeSettings | None = None
     """The authority, when a domain gets its certificates from one."""
 
 
@@ -190,6 +189,8 @@ class KeyManager:
         failure = locking.lock_memory()
         if failure is not None and self.orders.confinement.on:
             role.role.log(LOG_NOTICE, f"keys may get into swap: {failure}; raise it (ulimit -l, LimitMEMLOCK=)")
+        if self.desk is not None:
+            acme_store.rehearse()
         try:
             self._confine()
         except SandboxError as error:
@@ -201,7 +202,8 @@ class KeyManager:
                 self.desk.load()
         except (OSError, ValueError) as error:
             # A successor would find the same: what is there can't be read, or what is missing can't be made.
-            return self._fatal(f"{os.getcwd()}, where ACME's keys and certificates are kept: {error}")
+            where = self.orders.confinement.rights.root or "the current directory"
+            return self._fatal(f"{where}, where ACME's keys and certificates are kept: {error}")
         if not self.store.load() and not self.place.restarts:
             return self._fatal("no domain has a certificate that can be served")
         self.place.channel.send_last(Kind.READY)

@@ -31,9 +31,9 @@ from kore.version import __version__
 ORDER_SECONDS_MAX: Final = 300.0
 """For a whole order. Authorities look from several places, and answer within a minute."""
 
-POLL_SECONDS: Final = 1.0
+POLL_SECONDS: Final = 0.25
 POLL_SECONDS_MAX: Final = 30.0
-"""Between two looks at what the authority does; it may ask for more (Retry-After), within the second."""
+"""Between two looks at what the authority does: at first, and after having doubled, unless it asks for more."""
 
 CHAIN_BYTES_MAX: Final = 48 * 1024
 """A chain has three certificates of 2 KiB; it must fit one message to the key manager."""
@@ -192,6 +192,7 @@ class _Talk:
         self.network = Network(directory, context, JWKEC(key=signer), f"kore/{__version__}")
         self.network.deadline = self._deadline = time.monotonic() + ORDER_SECONDS_MAX
         self._client: client.ClientV2 | None = None
+        self._rest_seconds = POLL_SECONDS
 
     @property
     def client(self) -> client.ClientV2:
@@ -289,7 +290,8 @@ class _Talk:
 
     def _rest(self) -> None:
         """Wait for the authority, as long as it asks for. Raises AuthorityError when the order's time is over."""
-        seconds = min(max(POLL_SECONDS, self.network.retry_after or 0.0), POLL_SECONDS_MAX)
+        seconds = min(max(self._rest_seconds, self.network.retry_after or 0.0), POLL_SECONDS_MAX)
+        self._rest_seconds *= 2
         if time.monotonic() + seconds > self._deadline:
             raise AuthorityError(f"the order was not done within {ORDER_SECONDS_MAX:g} s")
         self._pause(seconds)

@@ -148,8 +148,13 @@ class Schedule:
         self.standings[name] = replace(standing, not_before=not_before, not_after=not_after)
 
     def installed(self, name: str, not_before: float, not_after: float) -> None:
-        """A new certificate is in place."""
-        self.standings[name] = Standing(not_before, not_after)
+        """A new certificate is in place.
+
+        Its window is asked for later: an authority that suggests to renew at once, whatever the certificate, gets an
+        order now and then, and not one after the other.
+        """
+        asked = not_before + min(HINT_SECONDS, (not_after - not_before) * LEFT_OF_LIFE_MIN)
+        self.standings[name] = Standing(not_before, not_after, ask_at=asked)
 
     def failed(self, name: str, now: float, error: str, retry_after: float | None = None) -> float:
         """An order failed; the seconds until the next. `retry_after`: what the authority asked for, in seconds."""
