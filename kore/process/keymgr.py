@@ -15,13 +15,14 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from kore.errors import SandboxError
 from kore.process import locking, prctl, role
 from kore.process.channel import ChannelError, Kind
+from kore.process.confirming import Confirmations, Done
 from kore.process.log import LOG_ERR, LOG_INFO, LOG_NOTICE
 from kore.process.services import Place, Row
 from kore.sandbox import landlock, privileges, seccomp
@@ -44,6 +45,9 @@ LOOK_SECONDS: Final = 2.0
 
 REMARK_SECONDS: Final = 3600.0
 """How often certificates are looked at that expire."""
+
+CONFIRM_LOOK_SECONDS: Final = 1.0
+"""How often it is looked for workers that are late to confirm a challenge."""
 
 SIGNATURES_PER_SECOND_MAX: Final = 5000
 """For one worker, which blocks for each: several times what handshakes allow. A captured one gets no more either."""
@@ -72,8 +76,11 @@ def row_of(orders: KeyOrders, parent: Parent) -> Row:
     def hear(kind: Kind, body: bytes) -> bool:
         if kind is not Kind.ABUSE:
             return False
-        worker, pid, reason = body.split(b" ", 2)
-        parent.kill_worker(int(worker), int(pid), f"it asked the key manager for {reason.decode('utf-8', 'replace')}")
+        try:
+            worker, pid, reason = body.decode("utf-8", "replace").split(" ", 2)
+            parent.kill_worker(int(worker), int(pid), f"it asked the key manager for {reason}")
+        except ValueError:
+            return False  # it is not ours any more either
         return True
 
     return Row(
@@ -88,7 +95,7 @@ def row_of(orders: KeyOrders, parent: Parent) -> Row:
     )
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Client:
     """A worker's process, and its thread here."""
 
@@ -157,6 +164,7 @@ class KeyManager:
         self.masters = Masters()
         self._selector = selectors.PollSelector()
         self._gone: list[Client] = []
+        self._confirmations = Confirmations()
         self._reload = False
         self._wake_in, self._wake_out = socket.socketpair()
 
@@ -240,6 +248,7 @@ class KeyManager:
             Duty(LOOK_SECONDS, self.store.look),
             Duty(REMARK_SECONDS, self.store.remark),
             Duty(ROTATION_SECONDS, self._rotate),
+            Duty(CONFIRM_LOOK_SECONDS, self._confirmations.look),
         ]
         while True:
             first = min(duty.next for duty in duties)
@@ -261,6 +270,7 @@ class KeyManager:
                 pass
         while self._gone:
             self._forget(self._gone.pop())
+        self._confirmations.look()
         if self._reload:
             self._reload = False
             role.role.log(LOG_INFO, "SIGUSR1: certificates and keys are read again")
@@ -291,6 +301,7 @@ class KeyManager:
         """A worker is there: tell it everything, and sign for it."""
         client.sock.setblocking(True)
         self.clients[client.sock.fileno()] = client
+        self._confirmations.join(client)
         for told in (self.masters.told(), *self.store.told(), Told(Said.COMPLETE)):
             client.told[told.said, told.domain] = told
         self._flush(client)
@@ -301,6 +312,13 @@ class KeyManager:
             with contextlib.suppress(KeyError):
                 self._selector.unregister(client.sock)
             client.sock.close()
+            self._confirmations.leave(client)
+
+    def challenge(self, domain: int, chain: Sequence[bytes], done: Done) -> None:
+        """Have all workers answer a challenge with `chain`, an empty one with none; `done` is called when they do."""
+        self.store.challenge(domain, chain)
+        self._confirmations.wait(domain, messages.challenge_id(chain), done)
+        self._confirmations.look()
 
     def _tell_all(self, told: Told) -> None:
         for client in list(self.clients.values()):
@@ -341,8 +359,12 @@ class KeyManager:
             os._exit(1)
         finally:
             self._gone.append(client)
-            with contextlib.suppress(BlockingIOError):
-                self._wake_out.send(b"\0")
+            self._wake()
+
+    def _wake(self) -> None:
+        """Have the first thread look."""
+        with contextlib.suppress(BlockingIOError):
+            self._wake_out.send(b"\0")
 
     def _serve(self, client: Client) -> None:
         """Sign for a worker until it is gone, or asks for what no honest one does."""
@@ -363,17 +385,23 @@ class KeyManager:
                     role.role.log(LOG_ERR, f"{client} asks for more than {most}: it is kept waiting")
                 time.sleep(wait)
             try:
-                answer = self._answer(message)
+                answer = self._answer(client, message)
             except MalformedError as error:
                 self._abused(client, str(error))
                 return
             try:
-                sock.send(answer)
+                if answer:
+                    sock.send(answer)
             except OSError:
                 return
 
-    def _answer(self, message: bytes) -> bytes:
-        """Raises MalformedError."""
+    def _answer(self, client: Client, message: bytes) -> bytes:
+        """What is sent back, b"" for nothing. Raises MalformedError."""
+        confirmed = messages.read_confirmed(message)
+        if confirmed is not None:
+            self._confirmations.confirmed(client, *confirmed)
+            self._wake()
+            return b""
         ask = messages.read_ask(message)
         try:
             return messages.signed(ask.id, self.store.sign(ask))

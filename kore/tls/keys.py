@@ -140,21 +140,16 @@ class _Domain:
     held: tuple[Held | None, ...]
     """By pair."""
     crls: tuple[bytes, ...] = ()
-    challenge: Held | None = None
+    challenge: tuple[bytes, ...] = ()
     retired: tuple[tuple[float, Held], ...] = ()
     remarks: frozenset[str] = frozenset()
     sources: list[_Source] = field(default_factory=list)
-
-    def keys(self) -> Iterator[Held]:
-        yield from (one for one in self.held if one is not None)
-        if self.challenge is not None:
-            yield self.challenge
 
     def find(self, ask: Ask) -> Held | None:
         if ask.key == ANY_KEY:
             return next((one for one in self.held if one is not None and one.pair.kind == ask.kind), None)
         old = (one for until, one in self.retired if until > time.monotonic())
-        return next((one for one in (*self.keys(), *old) if one.id == ask.key), None)
+        return next((one for one in (*self.held, *old) if one is not None and one.id == ask.key), None)
 
     def retire(self, old: Held | None) -> None:
         if old is not None:
@@ -213,8 +208,7 @@ class KeyStore:
         return Told(Said.REVOKED, domain.files.domain, (domain.crls,))
 
     def _challenge(self, domain: _Domain) -> Told:
-        chain = domain.challenge.pair.chain if domain.challenge is not None else ()
-        return Told(Said.CHALLENGE, domain.files.domain, (chain,))
+        return Told(Said.CHALLENGE, domain.files.domain, (domain.challenge,))
 
     # Loading.
 
@@ -243,11 +237,10 @@ class KeyStore:
         """Serve `pair` for a domain until its files have one. Raises OperationError."""
         self._swap(self._domains[number], 0, held(pair))
 
-    def answer_challenge(self, number: int, pair: Pair | None) -> None:
-        """Show `pair` to who asks for acme-tls/1 in a domain; None: nothing any more. Raises OperationError."""
+    def challenge(self, number: int, chain: Sequence[bytes]) -> None:
+        """Show `chain`, of the domain's own key, to who asks for acme-tls/1; an empty one: nothing any more."""
         domain = self._domains[number]
-        domain.retire(domain.challenge)
-        domain.challenge = None if pair is None else held(pair)
+        domain.challenge = tuple(chain)
         self._changed(self._challenge(domain))
 
     def _load(self, source: _Source) -> None:

@@ -7,6 +7,7 @@ once, and not once for each client. What it tells meanwhile is kept and handed o
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import select
 import socket
@@ -23,6 +24,7 @@ from kore.tls.messages import (
     MalformedError,
     Said,
     Told,
+    confirmed,
     read_answer,
 )
 
@@ -204,5 +206,8 @@ class KeyLink:
                 listener.revoked(told.domain, first)
             case Said.CHALLENGE:
                 listener.challenge(told.domain, first or None)
+                if self._socket is not None:
+                    with contextlib.suppress(OSError):  # the manager waits for so long, and no longer
+                        self._socket.send(confirmed(told.domain, first))
             case Said.COMPLETE:
                 listener.complete()

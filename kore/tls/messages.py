@@ -8,6 +8,7 @@ and with nothing in between but signatures.
 from __future__ import annotations
 
 import enum
+import hashlib
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ ANY_KEY: Final = bytes(KEY_ID_BYTES)
 """The key that is in use, whichever it is."""
 
 _ASK = struct.Struct(f"!BIHBB{KEY_ID_BYTES}s")
+_CONFIRMED = struct.Struct(f"!BH{KEY_ID_BYTES}s")
 _ANSWER = struct.Struct("!BI")
 _PIECE = struct.Struct("!BB")
 _DOMAIN = struct.Struct("!H")
@@ -43,9 +45,10 @@ BLOCK_BYTES_MAX: Final = 1024
 
 
 class Said(enum.IntEnum):
-    """The first byte. The first goes to the key manager, all others to a worker."""
+    """The first byte. The first two go to the key manager, all others to a worker."""
 
     ASK = 1  # sign: id, domain, kind of key, padding, id of the key, block
+    CONFIRMED = 2  # the challenge of a domain is in place: domain, challenge_id
 
     SIGNED = 16  # the signature for an id
     REFUSED = 17  # why there is none, in words
@@ -97,6 +100,26 @@ def read_ask(message: bytes) -> Ask:
     if kind not in _KIND_NAMES:
         raise MalformedError(f"a kind of key {kind}")
     return Ask(number, domain, _KIND_NAMES[kind], padding, key, message[_ASK.size :])
+
+
+def challenge_id(chain: Sequence[bytes]) -> bytes:
+    """What a worker confirms a challenge by."""
+    return hashlib.sha256(b"".join(chain)).digest()[:KEY_ID_BYTES]
+
+
+def confirmed(domain: int, chain: Sequence[bytes]) -> bytes:
+    """A worker has the challenge of a domain in place; an empty chain: it is gone."""
+    return _CONFIRMED.pack(Said.CONFIRMED, domain, challenge_id(chain))
+
+
+def read_confirmed(message: bytes) -> tuple[int, bytes] | None:
+    """The domain and the challenge_id; None for what confirms nothing. Raises MalformedError."""
+    if message[0] != Said.CONFIRMED:
+        return None
+    if len(message) != _CONFIRMED.size:
+        raise MalformedError(f"a confirmation of {len(message)} bytes")
+    _, domain, number = _CONFIRMED.unpack(message)
+    return domain, number
 
 
 def signed(number: int, signature: bytes) -> bytes:
