@@ -15,12 +15,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa, utils
 from cryptography.x509.oid import NameOID
 
-from tests.http_server_harness import Client
+from tests.http_server_harness import Client, request
 from tests.support import ROOT, SECONDS, skip_unless
 
 VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
@@ -140,7 +141,8 @@ class KeyProcess:
         theirs.close()
         self.available = True
 
-    def sign(self, domain: int, kind: str, pad: int, block: bytes) -> bytes:
+    def sign(self, domain: int, kind: str, pad: int, block: bytes, key: bytes) -> bytes:
+        assert len(key) == 8
         self.asked += 1
         try:
             self.sock.sendall(bytes((domain, len(kind), pad)) + kind.encode() + block)
@@ -282,3 +284,70 @@ def tls_server(
         domains = (("a.test", {"pairs": [server_pair("a.test", "p256").save(directory / "a.pem")]}),)
     with TlsServer(directory, engine, list(domains), **config) as server:
         yield server
+
+
+def get(path: str = "/", *fields: str, host: str = "a.test", **more) -> bytes:
+    return request(path, *fields, **more).replace(b"Host: x", f"Host: {host}".encode())
+
+
+def raw(server: TlsServer) -> socket.socket:
+    sock = socket.create_connection(("127.0.0.1", server.port))
+    sock.settimeout(20)
+    return sock
+
+
+def everything(sock: socket.socket) -> bytes:
+    found = b""
+    try:
+        while piece := sock.recv(65536):
+            found += piece
+    except ConnectionResetError:
+        pass
+    return found
+
+
+class Bare:
+    """A client that has hold of its ciphertext."""
+
+    def __init__(self, server: TlsServer, context: ssl.SSLContext, pieces: int = 65536) -> None:
+        self.sock = socket.create_connection(("127.0.0.1", server.port))
+        self.sock.settimeout(20)
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self.incoming, self.outgoing, server_hostname="a.test")
+        self._until(self.tls.do_handshake)
+        self._send(pieces)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.close()
+
+    def _until(self, function, *arguments):
+        while True:
+            try:
+                return function(*arguments)
+            except ssl.SSLWantReadError:
+                self._send(65536)
+                data = self.sock.recv(65536)
+                assert data, "the connection ended"
+                self.incoming.write(data)
+
+    def _send(self, pieces: int) -> None:
+        data = self.outgoing.read()
+        for at in range(0, len(data), pieces):
+            self.sock.sendall(data[at : at + pieces])
+
+    def write(self, data: bytes, *, pieces: int = 65536, goodbye: bool = False) -> None:
+        self.tls.write(data)
+        if goodbye:
+            with pytest.raises(ssl.SSLWantReadError):
+                self.tls.unwrap()
+        self._send(pieces)
+
+    def read_until(self, end: bytes) -> bytes:
+        found = b""
+        while not found.endswith(end):
+            found += self._until(self.tls.read, 65536)
+        return found

@@ -29,8 +29,9 @@ from kore.process.services import Place, Row
 from kore.sandbox import landlock, privileges, seccomp
 from kore.sandbox.confinement import Confinement
 from kore.sandbox.policy import Features
-from kore.tls import acme_store, messages
+from kore.tls import acme_store, authority, messages
 from kore.tls.acme_link import WireError
+from kore.tls.certificates import CertificateError, Pair
 from kore.tls.entropy import seed_from
 from kore.tls.keys import DomainFiles, KeyStore, NoKeyError
 from kore.tls.messages import MalformedError, Said, Told
@@ -192,11 +193,16 @@ class KeyManager:
         if self.desk is not None:
             acme_store.rehearse()
         try:
+            local = self._local()
             self._confine()
+        except CertificateError as error:
+            return self._fatal(str(error))
         except SandboxError as error:
             return self._fatal(f"the key manager cannot be confined: {error}")
         if self.orders.rand_file is not None:
             seed_from(self.orders.rand_file, role.role.log)
+        for domain, pair in local.items():
+            self.store.use(domain, pair)
         try:
             if self.desk is not None:
                 self.desk.load()
@@ -215,6 +221,24 @@ class KeyManager:
         self.place.channel.send_last(Kind.LOG, role.log_body(LOG_ERR, reason))
         self.place.channel.send_last(Kind.FATALX)
         return 1
+
+    def _local(self) -> dict[int, Pair]:
+        """Pairs of the local authority, by domain. Raises CertificateError.
+
+        Its own files can be made and read only before all is given up; its key is forgotten then.
+        """
+        wanted = [files for files in self.orders.files if files.local]
+        if not wanted:
+            return {}
+        try:
+            found = authority.opened(authority.folder())
+        except OSError as error:
+            found = authority.unkept()
+            role.role.log(LOG_NOTICE, f"the local authority can't be kept: {error.filename}: {error.strerror}")
+        if not self.place.restarts:
+            names = ", ".join(dict.fromkeys(files.name for files in wanted))
+            role.role.log(LOG_NOTICE, f"{names}: a certificate of the local authority is served; {found.advice()}")
+        return {files.domain: found.issue(list(files.local)) for files in wanted}
 
     def _confine(self) -> None:
         """Give up everything but reading these files, for good. Raises SandboxError."""

@@ -222,6 +222,8 @@ class _Start:
             decided["key manager lives in"] = (_home(self.keys.confinement), "keymgr_root, keymgr_runas, as above")
         if self.plan.settings.sandbox is None or os.environ.get("KORE_SANDBOX"):
             decided["sandbox"] = ("yes" if self.confinement.on else "no", confined)
+        if securing.spares_browsers(self.plan):
+            decided["http_hsts_enable"] = ("0", "the local authority")
         if self.plan.settings.workers is None:
             decided["workers"] = (str(self.workers), "CPUs that this process may use")
         served = securing.examine(self.plan, self.deployment)
@@ -325,7 +327,7 @@ class _Start:
         for notice in self._notices():
             self.log.parent(LOG_NOTICE, notice)
         for listener in self.plan.listeners:
-            self._say(f"serving http on {listener.url}")
+            self._say(f"serving {'https' if listener.tls else 'http'} on {listener.url}")
 
     def _orders(self) -> Orders:
         settings = self.plan.settings

@@ -64,11 +64,11 @@ LOG_NOTICE = 5
 
 @dataclass(frozen=True, slots=True)
 class TlsSettings:
-    """The options of the whole server: `tls_version`, `tls_cipher`, and the text of the file `tls_dhparam` (PEM)."""
+    """The options of the whole server: `tls_version`, `tls_cipher`, `tls_dhparam`, which have been tried at start."""
 
     version: str = "both"
     cipher: str | None = None
-    dhparam: bytes | None = None
+    dhparam: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +98,8 @@ class _Live:
 class Contexts:
     """The contexts of all domains, by their index; has the methods that the key manager's messages call.
 
-    Raises TlsError where Python's OpenSSL cannot be used, ConfigurationError for options that it does not take. `log`
-    takes a priority and a line.
+    Made before the sandbox closes. Raises TlsError where Python's OpenSSL cannot be used. `log` takes a priority and a
+    line.
     """
 
     def __init__(
@@ -120,7 +120,6 @@ class Contexts:
         self._live = [_Live() for _ in self.domains]
         self._masters: list[bytes] = []
         self._told: set[tuple[int, str]] = set()
-        base(settings)  # what it does not take is found now
 
     # --- what the key manager says -------------------------------------------------------------------------
 
@@ -262,7 +261,7 @@ class Contexts:
 
 
 def base(settings: TlsSettings) -> ssl.SSLContext:
-    """A context with the options of the server. Raises ConfigurationError for those that OpenSSL does not take."""
+    """A context with the options of the server. Raises ConfigurationError and ssl.SSLError for what it does not take."""
     lib = library()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version, context.maximum_version = VERSIONS[settings.version]
@@ -278,7 +277,7 @@ def base(settings: TlsSettings) -> ssl.SSLContext:
             break
         lib.handle.ERR_clear_error()
     if settings.dhparam:
-        lib.use_dh_parameters(context, settings.dhparam)
+        context.load_dh_params(settings.dhparam)
     return context
 
 

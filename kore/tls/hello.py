@@ -73,6 +73,8 @@ class HelloReader:
             size = raw[at + 3] << 8 | raw[at + 4]
             if raw[at] != HANDSHAKE or raw[at + 1] != 3 or not 0 < size <= RECORD_BYTES_MAX:
                 return MALFORMED
+            if at + 5 + size > HELLO_BYTES_MAX:
+                raise TooLongError
             if len(raw) - at - 5 < size:
                 break
             self._message += raw[at + 5 : at + 5 + size]
@@ -83,8 +85,6 @@ class HelloReader:
         else:
             if len(raw) > self._at and raw[self._at] != HANDSHAKE:
                 return MALFORMED
-        if len(raw) > HELLO_BYTES_MAX:
-            raise TooLongError
         return None
 
     def _hello(self) -> Hello | None:
