@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from kore.application.domains import DomainTls
 from kore.application.plan import Plan, PlannedDomain
 from kore.application.privileges import Deployment
-from kore.process import confining
+from kore.process import confining, issuing
 from kore.process.keymgr import KeyOrders
 from kore.sandbox.confinement import Confinement
 from kore.sandbox.privileges import Rights
@@ -32,8 +32,11 @@ def orders_of(plan: Plan, deployment: Deployment, workers: Confinement) -> KeyOr
     if plan.settings.rand_file is not None:
         rand_file, _ = confining.inside("rand_file", plan.settings.rand_file, given, exists=False)
         write = (os.path.dirname(rand_file),)
+    acme, place = issuing.keepers(plan, given) or (None, None)
+    if place is not None:
+        write = (*write, place)
     mine = Confinement(process="keymgr", on=workers.on, rights=given, write=write)
-    return KeyOrders(files, mine, rand_file)
+    return KeyOrders(files, mine, rand_file, acme)
 
 
 def _files(index: int, domain: PlannedDomain, tls: DomainTls, given: Rights, url: str) -> DomainFiles:
