@@ -141,7 +141,8 @@ class KeyProcess:
         theirs.close()
         self.available = True
 
-    def sign(self, domain: int, kind: str, pad: int, block: bytes) -> bytes:
+    def sign(self, domain: int, kind: str, pad: int, block: bytes, key: bytes) -> bytes:
+        assert len(key) == 8
         self.asked += 1
         try:
             self.sock.sendall(bytes((domain, len(kind), pad)) + kind.encode() + block)

@@ -12,6 +12,8 @@ import stat
 from collections.abc import Iterator
 from dataclasses import replace
 
+from kore.application.config import assigned
+from kore.application.declared import application
 from kore.application.domains import DomainTls
 from kore.application.plan import Plan, PlannedDomain
 from kore.application.privileges import Deployment
@@ -50,8 +52,15 @@ def secured(plan: Plan, workers: Rights) -> Plan:
         parameters = _tried(plan.settings, workers)
     except ConfigurationError as error:
         raise StartError(str(error)) from error
-    return replace(
-        plan, dh_parameters=parameters, domains=tuple(_with_authorities(domain, workers) for domain in plan.domains))
+    settings = replace(plan.settings, http_hsts_enable=0) if spares_browsers(plan) else plan.settings
+    domains = tuple(_with_authorities(domain, workers) for domain in plan.domains)
+    return replace(plan, settings=settings, dh_parameters=parameters, domains=domains)
+
+
+def spares_browsers(plan: Plan) -> bool:
+    """Whether no browser is told to insist on TLS: in development it would, for all servers on localhost and a year."""
+    local = any(domain.tls is not None and domain.tls.local for domain in plan.domains)
+    return local and "http_hsts_enable" not in assigned(application.config)
 
 
 def _tried(settings: Settings, workers: Rights) -> bytes:

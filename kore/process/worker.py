@@ -127,7 +127,7 @@ def _tls(orders: WorkerOrders) -> WorkerTls | None:
         return None
     from kore.process.worker_tls import WorkerTls
 
-    return WorkerTls(orders.plan, orders.confinement.rights, role.role.log)
+    return WorkerTls(orders.plan, role.role.log)
 
 
 def _settle(orders: WorkerOrders, place: WorkerPlace) -> None:

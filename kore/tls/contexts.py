@@ -64,11 +64,14 @@ LOG_NOTICE = 5
 
 @dataclass(frozen=True, slots=True)
 class TlsSettings:
-    """The options of the whole server: `tls_version`, `tls_cipher`, `tls_dhparam`, which have been tried at start."""
+    """The options of the whole server, which have been tried at start; of `tls_dhparam` the text of the file (PEM).
+
+    A context that is made in the root of the workers could not open it by the name that it had outside.
+    """
 
     version: str = "both"
     cipher: str | None = None
-    dhparam: str | None = None
+    dhparam: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +264,7 @@ class Contexts:
 
 
 def base(settings: TlsSettings) -> ssl.SSLContext:
-    """A context with the options of the server. Raises ConfigurationError and ssl.SSLError for what it does not take."""
+    """A context with the options of the server. Raises ConfigurationError, ssl.SSLError for what it does not take."""
     lib = library()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version, context.maximum_version = VERSIONS[settings.version]
@@ -277,7 +280,7 @@ def base(settings: TlsSettings) -> ssl.SSLContext:
             break
         lib.handle.ERR_clear_error()
     if settings.dhparam:
-        context.load_dh_params(settings.dhparam)
+        lib.use_dh_parameters(context, settings.dhparam)
     return context
 
 
