@@ -7,7 +7,6 @@ needed; it begins to work when the loop runs and the parent has handed over a so
 from __future__ import annotations
 
 import socket
-import ssl
 from collections.abc import Callable
 
 from kore import reactor
@@ -15,8 +14,6 @@ from kore.application.plan import Plan, PlannedDomain
 from kore.application.servers import Listener
 from kore.http import secure
 from kore.http.server import HttpServer
-from kore.sandbox.privileges import Rights
-from kore.tls import choices
 from kore.tls.contexts import Contexts, TlsDomain, TlsSettings
 from kore.tls.link import KeyLink
 
@@ -24,12 +21,14 @@ from kore.tls.link import KeyLink
 class WorkerTls:
     """Made once in a worker, before its sandbox closes. `open` is called in the loop, `close` after it."""
 
-    def __init__(self, plan: Plan, rights: Rights, log: Callable[[int, str], object]) -> None:
-        """Raises OSError, TlsError, ConfigurationError."""
+    def __init__(self, plan: Plan, log: Callable[[int, str], object]) -> None:
+        """Raises TlsError."""
+        chosen = plan.settings
         self.plan = plan
         self.link = KeyLink()
+        settings = TlsSettings(chosen.tls_version, chosen.tls_cipher, chosen.tls_dhparam)
         domains = [_described(domain) for domain in plan.domains]
-        self.contexts = Contexts(_settings(plan, rights), domains, self.link, log)
+        self.contexts = Contexts(settings, domains, self.link, log)
         self.link.listener = self.contexts
         self._loop: reactor.Loop | None = None
         self._fd = -1
@@ -69,21 +68,8 @@ class WorkerTls:
         self.link.close()
 
 
-def _settings(plan: Plan, rights: Rights) -> TlsSettings:
-    """Raises OSError, ConfigurationError."""
-    settings = plan.settings
-    dhparam = None
-    if settings.tls_dhparam is not None:
-        # As the worker will see it, which is not in its root yet.
-        with open(f"{rights.root if rights.chroot else ''}{settings.tls_dhparam}", "rb") as file:
-            dhparam = file.read()
-    cipher = None if settings.tls_cipher is None else choices.cipher_list(settings.tls_cipher)
-    return TlsSettings(settings.tls_version, cipher, dhparam)
-
-
 def _described(domain: PlannedDomain) -> TlsDomain:
     tls = domain.tls
-    if tls is None or tls.client_verify is None:
+    if tls is None:
         return TlsDomain(domain.name)
-    authorities = "".join(ssl.DER_cert_to_PEM_cert(der) for der in tls.authorities)
-    return TlsDomain(domain.name, authorities, tls.verify_depth, tls.crl is not None)
+    return TlsDomain(domain.name, tls.authorities, tls.verify_depth, tls.crl is not None)

@@ -64,7 +64,10 @@ LOG_NOTICE = 5
 
 @dataclass(frozen=True, slots=True)
 class TlsSettings:
-    """The options of the whole server: `tls_version`, `tls_cipher`, `tls_dhparam`, which have been tried at start."""
+    """The options of the whole server: `tls_version`, `tls_cipher`, `tls_dhparam`, which have been tried at start.
+
+    The path of the parameters is as the worker sees it, and read there whenever a context is made.
+    """
 
     version: str = "both"
     cipher: str | None = None
@@ -261,7 +264,7 @@ class Contexts:
 
 
 def base(settings: TlsSettings) -> ssl.SSLContext:
-    """A context with the options of the server. Raises ConfigurationError and ssl.SSLError for what it does not take."""
+    """A context with the options of the server. Raises ConfigurationError, ssl.SSLError for what it does not take."""
     lib = library()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version, context.maximum_version = VERSIONS[settings.version]

@@ -65,6 +65,7 @@ _SIGNATURES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "d2i_X509_CRL": (_P, (_P, POINTER(c_void_p), c_long)),
     "X509_CRL_free": (None, (_P,)),
     "X509_CRL_get0_by_cert": (c_int, (_P, POINTER(c_void_p), _P)),
+    "i2d_PUBKEY": (c_int, (_P, _P)),
     "EVP_PKEY_new": (_P, ()),
     "EVP_PKEY_free": (None, (_P,)),
     "EVP_PKEY_get_base_id": (c_int, (_P,)),

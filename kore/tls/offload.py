@@ -10,6 +10,7 @@ The callbacks are made once, at start: afterwards, in the sandbox, no executable
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import ssl
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -36,6 +37,8 @@ DIGEST_BYTES_MAX: Final = 64  # SHA-512
 NO_PADDING: Final = 0
 """The padding told for EC keys."""
 
+KEY_ID_BYTES: Final = 8
+"""Of the SHA-256 of a public key (SubjectPublicKeyInfo), to tell it from others of the domain."""
 
 
 class Keys(Protocol):
@@ -46,9 +49,10 @@ class Keys(Protocol):
     on_available: list[Callable[[], None]]
     """Called when that becomes true."""
 
-    def sign(self, domain: int, kind: str, padding: int, block: bytes, /) -> bytes:
+    def sign(self, domain: int, kind: str, padding: int, block: bytes, key: bytes, /) -> bytes:
         """The signature of `block` by the key of `domain` that is of `kind` "rsa" or "ec"; raises when there is none.
 
+        `key` says which, as a new certificate may have come since: `KEY_ID_BYTES` of the SHA-256 of its public half.
         RSA: as RSA_private_encrypt(3) does with `padding` (1: PKCS #1 type 1; 3: none, it is padded already). EC: an
         ECDSA signature in DER of the digest `block`.
         """
@@ -59,6 +63,7 @@ class _Held(NamedTuple):
 
     keys: Keys
     domain: int
+    key: bytes
 
 
 class Offload:
@@ -114,7 +119,7 @@ class Offload:
             handle.ERR_clear_error()
             raise ValueError("the certificate has a key that OpenSSL does not know")
         try:
-            held = _Held(keys, domain)
+            held = _Held(keys, domain, hashlib.sha256(self._encoded(public)).digest()[:KEY_ID_BYTES])
             number = handle.EVP_PKEY_get_base_id(public)
             if number == EVP_PKEY_RSA:
                 return "rsa", self._with_method("RSA", public, context, held)
@@ -123,6 +128,16 @@ class Offload:
         finally:
             handle.EVP_PKEY_free(public)
         raise ValueError("the certificate's key is neither RSA nor EC: such keys cannot be kept out of the workers")
+
+    def _encoded(self, public: int) -> bytes:
+        """A SubjectPublicKeyInfo in DER."""
+        handle = self.lib.handle
+        size = handle.i2d_PUBKEY(public, None)
+        if size <= 0:
+            raise ValueError("the certificate's key cannot be written down")
+        buffer = ctypes.create_string_buffer(size)
+        handle.i2d_PUBKEY(public, ctypes.byref(ctypes.c_void_p(ctypes.addressof(buffer))))
+        return buffer.raw
 
     def _with_method(self, name: str, public: int, context: ssl.SSLContext, held: _Held) -> Any:
         """A key of OpenSSL's type `name` with the public half of `public`, and our method."""
@@ -154,7 +169,7 @@ class Offload:
             length = self.lib.handle.RSA_size(rsa)
             if not 0 < size <= min(length, BLOCK_BYTES_MAX):
                 raise ValueError(f"a block of {size} bytes for a key of {length}")
-            signature = held.keys.sign(held.domain, "rsa", padding, ctypes.string_at(block, size))
+            signature = held.keys.sign(held.domain, "rsa", padding, ctypes.string_at(block, size), held.key)
             if len(signature) != length:
                 raise ValueError(f"a signature of {len(signature)} bytes by an RSA key of {length}")
             ctypes.memmove(to, signature, length)
@@ -168,7 +183,7 @@ class Offload:
             held = self._held[key]
             if not 0 < size <= DIGEST_BYTES_MAX:
                 raise ValueError(f"a digest of {size} bytes")
-            signature = held.keys.sign(held.domain, "ec", NO_PADDING, ctypes.string_at(digest, size))
+            signature = held.keys.sign(held.domain, "ec", NO_PADDING, ctypes.string_at(digest, size), held.key)
             if not 0 < len(signature) <= self.lib.handle.ECDSA_size(key):
                 raise ValueError(f"an ECDSA signature of {len(signature)} bytes")
             ctypes.memmove(to, signature, len(signature))
