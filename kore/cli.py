@@ -1,7 +1,7 @@
 """The command ``kore [options] app.py [arguments]``: what the options mean, and nothing of what they cause.
 
 Options end at the first word that is none: what follows the application belongs to it, dashes and all. An option
-overrules the application's settings. A first word that names something else to do (check, doctor, trace, acme) is that and no
+overrules the application's settings. A first word that names something else to do (check, doctor, trace) is that and no
 application; a package of such a name is given as ./check. The floors above the standard library are imported when
 something is served, so that -h and -v answer at once.
 """
@@ -21,7 +21,6 @@ usage: kore [options] app.py [arguments]
        kore check [options] app.py [arguments]
        kore doctor
        kore trace [options] [--learn] [--output FILE] app.py [arguments]
-       kore acme status|test app.py [arguments]
 
 commands:
   check      load the application, print what would be served and every option with where its value comes from, and
@@ -31,8 +30,6 @@ commands:
   trace      run the application and tell, once for each of its lines, of every system call that the sandbox forbids,
              with the statement that allows it; nothing is refused meanwhile. With --learn, which may follow the
              application as well, the seccomp hook that it needs is printed at the end, and written to FILE
-  acme       status: say of each certificate that is fetched how long it is good, when it is renewed, and what failed;
-             test: say whether the next could be had, as far as that is seen from here. 0: all well, 1: something is not
 
 options:
   -c FILE    read a configuration file (not in this version)
@@ -59,8 +56,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["doctor"]:
         return _doctor(words[1:])
-    if words[:1] == ["acme"]:
-        return _acme(words[1:])
     if words[:1] == ["check"]:
         words[0] = "--check"
     tracing = words[:1] == ["trace"]
@@ -108,15 +103,6 @@ def _doctor(words: list[str]) -> int:
     from kore.process.doctor import report
 
     return report()
-
-
-def _acme(words: list[str]) -> int:
-    if len(words) < 2 or words[0] not in ("status", "test"):
-        return _misused("acme takes status or test, and an application")
-    from kore.process.start import acme
-
-    command, path, *arguments = words
-    return acme(command, path, arguments)
 
 
 def _misused(reason: str) -> int:

@@ -79,9 +79,6 @@ def test_version_tells_what_is_missing(monkeypatch, capsys, lacking, features):
         (["-c"], "option -c requires argument"),
         (["-c", "kore.conf", "app.py"], "configuration files are not read by this version"),
         (["-d", "-f", "app.py"], "-d and -f contradict each other"),
-        (["acme"], "acme takes status or test, and an application"),
-        (["acme", "status"], "acme takes status or test, and an application"),
-        (["acme", "renew", "app.py"], "acme takes status or test, and an application"),
     ],
 )
 def test_a_wrong_command_is_one_line_and_exit_code_1(capsys, words, reason):

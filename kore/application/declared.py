@@ -26,7 +26,7 @@ class Application:
     """The declarations of one application, in the order they were made."""
 
     __slots__ = (
-        "config", "domains", "frozen", "held", "listeners", "listening", "loaded", "mounts", "prerequests", "privileges", "routes",
+        "config", "domains", "frozen", "held", "listeners", "loaded", "mounts", "prerequests", "privileges", "routes",
         "signals", "title",
     )
 
@@ -40,8 +40,6 @@ class Application:
         """What kore.app() holds."""
         self.loaded: Loaded | None = None
         self.listeners: dict[str, Listener] = {}
-        self.listening = True
-        """Whether servers listen where they are declared; who only asks what is declared may be beside one that does."""
         self.domains: list[PyDomain] = []
         self.routes: list[DeclaredRoute] = []
         """Routes in the order they were declared, with or without a domain of their own."""

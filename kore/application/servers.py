@@ -98,9 +98,7 @@ def server(name: str = DEFAULT_NAME, *, ip: Any = None, port: Any = None, path: 
     if (ip is None) == (path is None):
         raise ListenError(f"server {name!r}: give either ip and port, or path")
     backlog = min(application.config.socket_backlog, BACKLOG_MAX)
-    if not application.listening:
-        listener = _unbound(name, ip, port, path, secure)
-    elif path is not None:
+    if path is not None:
         listener = _listen_unix(name, arguments.path(f"server {name!r}: path", path), secure, backlog)
     else:
         listener = _listen_ip(name, ip, port, secure, backlog)
@@ -110,14 +108,7 @@ def server(name: str = DEFAULT_NAME, *, ip: Any = None, port: Any = None, path: 
 
 def set_backlog(listener: Listener, backlog: int) -> None:
     """Give a listening socket another backlog: the option may be assigned after the server is declared."""
-    if application.listening:
-        listener.sock.listen(min(backlog, BACKLOG_MAX))
-
-
-def _unbound(name: str, ip: Any, port: Any, path: Any, tls: bool) -> Listener:
-    """A server that is declared and listens nowhere."""
-    where = f"unix:{path}" if path is not None else f"{'https' if tls else 'http'}://{_bracketed(str(ip))}:{port}"
-    return Listener(name, socket.socket(socket.AF_UNIX), tls, where)
+    listener.sock.listen(min(backlog, BACKLOG_MAX))
 
 
 def _listen_ip(name: str, ip: Any, port: Any, tls: bool, backlog: int) -> Listener:

@@ -87,29 +87,6 @@ def start(path: str, arguments: Sequence[str], options: Options) -> int:
             _write_hook(server.sites, options.output)
 
 
-def acme(command: str, path: str, arguments: Sequence[str]) -> int:
-    """``kore acme status`` and ``test``: what there is of certificates, beside a server that may run; the exit code."""
-    log = Log(standard_output())
-    role.take(role.Role(log))
-    application.listening = False
-    plan = None
-    try:
-        plan = _plan(path, arguments)
-        if not any(domain.tls is not None and domain.tls.acme for domain in plan.domains):
-            raise StartError("no domain of this application has acme=True")
-        securing.need_packages(plan)
-        from kore.process.acme_report import report
-
-        return report(plan, command)
-    except StartError as error:
-        return complain(str(error))
-    finally:
-        if plan is not None:
-            plan.close()
-        application.reset()
-        log.close()
-
-
 def _check_output(path: str) -> None:
     """Raises StartError for a file that what is learned could not be written to: better now than at the end."""
     try:
