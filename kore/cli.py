@@ -9,6 +9,7 @@ something is served, so that -h and -v answer at once.
 from __future__ import annotations
 
 import getopt
+import importlib.util
 import sys
 from collections.abc import Sequence
 
@@ -111,7 +112,10 @@ def _misused(reason: str) -> int:
 
 def _version() -> str:
     python = ".".join(map(str, sys.version_info[:3]))
-    return f"kore {__version__} uring epoll kqueue python-{python} notls"
+    # ssl is a part of Python that it can be built without; the others are packages.
+    tls = all(importlib.util.find_spec(module) for module in ("_ssl", "cryptography"))
+    features = ["tls" if tls else "notls", *(["acme"] if tls and importlib.util.find_spec("acme") else [])]
+    return f"kore {__version__} uring epoll kqueue python-{python} {' '.join(features)}"
 
 
 def _start(given: dict[str, str], rest: list[str]) -> int:

@@ -123,7 +123,7 @@ browser() {  # for the one test that looks at an example's page as people do
 services() {  # what tests talk to, as programs: no service is started here
     ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || apt_install postgresql ||
         say "postgresql is missing: tests that need it are skipped"
-    for program in redis-server:redis-server nginx:nginx-light slowhttptest:slowhttptest wrk:wrk; do
+    for program in redis-server:redis-server nginx:nginx-light slowhttptest:slowhttptest wrk:wrk pebble:pebble; do
         command -v "${program%:*}" >/dev/null 2>&1 || [ -x "/usr/sbin/${program%:*}" ] || apt_install "${program#*:}" ||
             say "${program%:*} is missing: tests that need it are skipped"
     done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import os
 import secrets
@@ -12,6 +13,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from kore.tls import certificates
 from kore.tls import keys as keys_module
 from kore.tls.encoding import check, is_pss, mgf1
 from kore.tls.entropy import seed_from
@@ -395,8 +397,10 @@ def test_a_list_of_revoked_certificates_is_kept_like_a_pair(tmp_path):
     assert kept.told[-1].chains != first.chains
 
 
-def test_a_domain_without_a_pair_gets_one_of_its_own_in_development(tmp_path):
-    kept = Kept(tmp_path, DomainFiles(0, "localhost", local=True))
+def test_a_domain_without_files_serves_what_it_is_given_in_development(tmp_path):
+    kept = Kept(tmp_path, DomainFiles(0, "localhost", local=("localhost",)))
+    key = certificates.new_key()
+    kept.store.use(0, certificates.self_signed(["localhost"], key, lifetime=datetime.timedelta(days=1)))
     assert kept.store.load() == 1
     kept.store.sign(ask())
     before = kept.store.told()

@@ -74,7 +74,9 @@ class Plan:
     signals: tuple[int, ...]
     """Signals trapped before the start, from kore.sigtrap(): every worker traps them."""
     notices: tuple[str, ...]
-    """Lines for the log at start: what was declared and this version does not do."""
+    """Lines for the log at start: what was declared and has no effect."""
+    dh_parameters: bytes = b""
+    """What is in `tls_dhparam`, PEM, read by the parent when it starts."""
 
     def close(self) -> None:
         """Close the listeners, remove socket files, close access logs. The parent calls it at its end."""

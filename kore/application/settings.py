@@ -188,7 +188,8 @@ class Settings:
     )
     http_hsts_enable: int = _option(
         "HTTP", Integer(0, INT64_MAX, "seconds"), 31536000,
-        "The `max-age` of the `strict-transport-security` header on TLS. 0: no such header.",
+        "The `max-age` of the `strict-transport-security` header on TLS. 0: no such header, as by default where a "
+        "certificate comes from the local authority.",
     )
 
     # Files.

@@ -134,8 +134,6 @@ def _with_reach(mine: Confinement, plan: Plan) -> Confinement:
     given = mine.rights
     ports, sockets, names = _databases()
     read = [_seen("sandbox_read", path, given) for path in settings.sandbox_read]
-    if settings.tls_dhparam is not None and any(listener.tls for listener in plan.listeners):
-        read.append(_seen("tls_dhparam", settings.tls_dhparam, given))
     write = [_seen("sandbox_write", path, given) for path in settings.sandbox_write]
     if mine.offload is not None:
         write.append(mine.offload)

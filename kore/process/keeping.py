@@ -11,29 +11,35 @@ from collections.abc import Iterator
 from kore.application.domains import DomainTls
 from kore.application.plan import Plan, PlannedDomain
 from kore.application.privileges import Deployment
-from kore.process import confining
+from kore.process import confining, issuing
 from kore.process.keymgr import KeyOrders
 from kore.sandbox.confinement import Confinement
 from kore.sandbox.privileges import Rights
+from kore.tls import authority
 from kore.tls.keys import DomainFiles
 
 
 def orders_of(plan: Plan, deployment: Deployment, workers: Confinement) -> KeyOrders:
     """What the key manager of `plan` is told. Raises StartError for what cannot be had, or not from within its root."""
     given = confining.rights(plan, "keymgr", deployment, confined=workers.on)
+    urls = {listener.name: listener.url for listener in plan.listeners}
     files = tuple(
-        _files(index, domain, domain.tls, given) for index, domain in enumerate(plan.domains) if domain.tls is not None
+        _files(index, domain, domain.tls, given, urls[domain.server])
+        for index, domain in enumerate(plan.domains) if domain.tls is not None
     )
     rand_file = None
     write: tuple[str, ...] = ()
     if plan.settings.rand_file is not None:
         rand_file, _ = confining.inside("rand_file", plan.settings.rand_file, given, exists=False)
         write = (os.path.dirname(rand_file),)
+    acme, place = issuing.keepers(plan, given) or (None, None)
+    if place is not None:
+        write = (*write, place)
     mine = Confinement(process="keymgr", on=workers.on, rights=given, write=write)
-    return KeyOrders(files, mine, rand_file)
+    return KeyOrders(files, mine, rand_file, acme)
 
 
-def _files(index: int, domain: PlannedDomain, tls: DomainTls, given: Rights) -> DomainFiles:
+def _files(index: int, domain: PlannedDomain, tls: DomainTls, given: Rights, url: str) -> DomainFiles:
     where = f"domain {domain.name!r}"
 
     def seen(what: str, path: str) -> str:
@@ -43,7 +49,8 @@ def _files(index: int, domain: PlannedDomain, tls: DomainTls, given: Rights) -> 
     if not (tls.acme or tls.local):
         pairs = tuple((seen("cert", cert), seen("key", key)) for cert, key in zip(tls.cert, tls.key, strict=True))
     crl = None if tls.crl is None or tls.client_verify is None else seen("crl", tls.crl)
-    return DomainFiles(index, domain.name, pairs, crl, acme=tls.acme, local=tls.local)
+    local = tuple(authority.names_for(domain.name, url)) if tls.local else ()
+    return DomainFiles(index, domain.name, pairs, crl, acme=tls.acme, local=local)
 
 
 def notices(orders: KeyOrders, workers: Confinement) -> Iterator[str]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from kore.errors import SandboxError
 from kore.process import locking, prctl, role
+from kore.process.acme_desk import AcmeDesk
 from kore.process.channel import ChannelError, Kind
 from kore.process.confirming import Confirmations, Done
 from kore.process.log import LOG_ERR, LOG_INFO, LOG_NOTICE
@@ -28,7 +29,9 @@ from kore.process.services import Place, Row
 from kore.sandbox import landlock, privileges, seccomp
 from kore.sandbox.confinement import Confinement
 from kore.sandbox.policy import Features
-from kore.tls import messages
+from kore.tls import acme_store, authority, messages
+from kore.tls.acme_link import WireError
+from kore.tls.certificates import CertificateError, Pair
 from kore.tls.entropy import seed_from
 from kore.tls.keys import DomainFiles, KeyStore, NoKeyError
 from kore.tls.messages import MalformedError, Said, Told
@@ -67,6 +70,8 @@ class KeyOrders:
     files: tuple[DomainFiles, ...]
     confinement: Confinement
     rand_file: str | None = None
+    acme: acme_store.AcmeSettings | None = None
+    """The authority, when a domain gets its certificates from one."""
 
 
 def row_of(orders: KeyOrders, parent: Parent) -> Row:
@@ -77,7 +82,11 @@ def row_of(orders: KeyOrders, parent: Parent) -> Row:
             return False
         try:
             worker, pid, reason = body.decode("utf-8", "replace").split(" ", 2)
-            parent.kill_worker(int(worker), int(pid), f"it asked the key manager for {reason}")
+            text = f"it asked the key manager for {reason}"
+            if int(worker):
+                parent.kill_worker(int(worker), int(pid), text)
+            else:
+                parent.kill_service("acme", int(pid), text)
         except ValueError:
             return False  # it is not ours any more either
         return True
@@ -166,6 +175,10 @@ class KeyManager:
         self._confirmations = Confirmations()
         self._reload = False
         self._wake_in, self._wake_out = socket.socketpair()
+        self._acme: socket.socket | None = None
+        self.desk: AcmeDesk | None = None
+        if orders.acme is not None:
+            self.desk = AcmeDesk(orders.acme, orders.files, self.store, role.role.log, self.challenge)
 
     def run(self) -> int:
         """Be the key manager until the parent closes the channel; the exit code."""
@@ -177,15 +190,27 @@ class KeyManager:
         failure = locking.lock_memory()
         if failure is not None and self.orders.confinement.on:
             role.role.log(LOG_NOTICE, f"keys may get into swap: {failure}; raise it (ulimit -l, LimitMEMLOCK=)")
+        if self.desk is not None:
+            acme_store.rehearse()
         try:
+            local = self._local()
             self._confine()
+        except CertificateError as error:
+            return self._fatal(str(error))
         except SandboxError as error:
             return self._fatal(f"the key manager cannot be confined: {error}")
         if self.orders.rand_file is not None:
             seed_from(self.orders.rand_file, role.role.log)
-        served = self.store.load()
-        later = any(files.acme for files in self.orders.files)
-        if not (served or later or self.place.restarts):
+        for domain, pair in local.items():
+            self.store.use(domain, pair)
+        try:
+            if self.desk is not None:
+                self.desk.load()
+        except (OSError, ValueError) as error:
+            # A successor would find the same: what is there can't be read, or what is missing can't be made.
+            where = self.orders.confinement.rights.root or "the current directory"
+            return self._fatal(f"{where}, where ACME's keys and certificates are kept: {error}")
+        if not self.store.load() and not self.place.restarts:
             return self._fatal("no domain has a certificate that can be served")
         self.place.channel.send_last(Kind.READY)
         self._loop()
@@ -196,6 +221,24 @@ class KeyManager:
         self.place.channel.send_last(Kind.LOG, role.log_body(LOG_ERR, reason))
         self.place.channel.send_last(Kind.FATALX)
         return 1
+
+    def _local(self) -> dict[int, Pair]:
+        """Pairs of the local authority, by domain. Raises CertificateError.
+
+        Its own files can be made and read only before all is given up; its key is forgotten then.
+        """
+        wanted = [files for files in self.orders.files if files.local]
+        if not wanted:
+            return {}
+        try:
+            found = authority.opened(authority.folder())
+        except OSError as error:
+            found = authority.unkept()
+            role.role.log(LOG_NOTICE, f"the local authority can't be kept: {error.filename}: {error.strerror}")
+        if not self.place.restarts:
+            names = ", ".join(dict.fromkeys(files.name for files in wanted))
+            role.role.log(LOG_NOTICE, f"{names}: a certificate of the local authority is served; {found.advice()}")
+        return {files.domain: found.issue(list(files.local)) for files in wanted}
 
     def _confine(self) -> None:
         """Give up everything but reading these files, for good. Raises SandboxError."""
@@ -251,6 +294,14 @@ class KeyManager:
             self._reload = False
             role.role.log(LOG_INFO, "SIGUSR1: certificates and keys are read again")
             self.store.load()
+            self._reload_acme()
+
+    def _reload_acme(self) -> None:
+        try:
+            if self.desk is not None:
+                self.desk.load()
+        except (OSError, ValueError) as error:
+            role.role.log(LOG_ERR, f"ACME's keys and certificates: {error}; those of before are served on")
 
     def _rotate(self) -> None:
         self.masters.rotate()
@@ -264,12 +315,43 @@ class KeyManager:
                 kind, body, fd = message
                 if kind is Kind.JOIN and fd is not None:
                     worker, pid = map(int, body.split())
-                    self._join(Client(worker, pid, socket.socket(fileno=fd)))
+                    if worker:
+                        self._join(Client(worker, pid, socket.socket(fileno=fd)))
+                    else:
+                        self._join_acme(pid, socket.socket(fileno=fd))
                 elif fd is not None:
                     os.close(fd)
         except (EOFError, ChannelError):
             return False
         return True
+
+    # The ACME process.
+
+    def _join_acme(self, pid: int, sock: socket.socket) -> None:
+        desk = self.desk
+        if desk is None:
+            sock.close()
+            return
+        self._leave_acme()
+        desk.join(sock)
+
+        def hear() -> None:
+            try:
+                if not desk.hear():
+                    self._leave_acme()
+            except WireError as error:
+                self._leave_acme()
+                role.role.log(LOG_ERR, f"the ACME process (pid {pid}) asks for what no honest one asks for: {error}")
+                self.place.channel.send_last(Kind.ABUSE, b"0 %d %s" % (pid, str(error).encode()))
+
+        self._selector.register(sock, selectors.EVENT_READ, hear)
+        self._acme = sock
+
+    def _leave_acme(self) -> None:
+        if self._acme is not None and self.desk is not None:
+            self._selector.unregister(self._acme)
+            self._acme = None
+            self.desk.leave()
 
     # Workers.
 

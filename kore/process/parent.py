@@ -210,6 +210,13 @@ class Parent:
                 self.log.parent(LOG_ERR, f"worker {worker} (pid {pid}) is killed: {reason}")
                 os.kill(pid, signal.SIGKILL)
 
+    def kill_service(self, name: str, pid: int, reason: str) -> None:
+        """The same of the service called `name`."""
+        for service in self.services:
+            if service.row.name == name and service.pid == pid:
+                self.log.parent(LOG_ERR, f"{service.row.what} (pid {pid}) is killed: {reason}")
+                os.kill(pid, signal.SIGKILL)
+
     # The loop.
 
     def _turn(self) -> None:

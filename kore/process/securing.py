@@ -12,6 +12,8 @@ import stat
 from collections.abc import Iterator
 from dataclasses import replace
 
+from kore.application.config import assigned
+from kore.application.declared import application
 from kore.application.domains import DomainTls
 from kore.application.plan import Plan, PlannedDomain
 from kore.application.privileges import Deployment
@@ -39,6 +41,18 @@ def secured(plan: Plan, workers: Rights) -> Plan:
     """
     if not speaks_tls(plan):
         return plan
+    need_packages(plan)
+    try:
+        parameters = _tried(plan.settings, workers)
+    except ConfigurationError as error:
+        raise StartError(str(error)) from error
+    settings = replace(plan.settings, http_hsts_enable=0) if spares_browsers(plan) else plan.settings
+    domains = tuple(_with_authorities(domain, workers) for domain in plan.domains)
+    return replace(plan, settings=settings, dh_parameters=parameters, domains=domains)
+
+
+def need_packages(plan: Plan) -> None:
+    """Raises StartError when a package is missing that what is declared needs."""
     wanted = ["cryptography"]
     if any(domain.tls is not None and domain.tls.acme for domain in plan.domains):
         wanted.append("acme")
@@ -46,23 +60,30 @@ def secured(plan: Plan, workers: Rights) -> Plan:
         if importlib.util.find_spec(module) is None:
             extra, use = PACKAGES[module]
             raise StartError(f"{use} needs the package {module}: pip install 'kore[{extra}]'")
-    try:
-        settings = _tried(plan.settings, workers)
-    except ConfigurationError as error:
-        raise StartError(str(error)) from error
-    return replace(
-        plan, settings=settings, domains=tuple(_with_authorities(domain, workers) for domain in plan.domains))
 
 
-def _tried(settings: Settings, workers: Rights) -> Settings:
+def spares_browsers(plan: Plan) -> bool:
+    """Whether no browser is told to insist on TLS: in development it would, for all servers on localhost and a year."""
+    local = any(domain.tls is not None and domain.tls.local for domain in plan.domains)
+    return local and "http_hsts_enable" not in assigned(application.config)
+
+
+def _tried(settings: Settings, workers: Rights) -> bytes:
+    """The Diffie-Hellman parameters, after all options were tried."""
     from kore.tls import choices
 
     choices.cipher_list(settings.tls_cipher)
-    if settings.tls_dhparam is None:
-        return settings
-    seen, path = confining.inside("tls_dhparam", settings.tls_dhparam, workers)
-    choices.check_dh_parameters(path, settings.tls_dhparam)
-    return replace(settings, tls_dhparam=seen)
+    name = settings.tls_dhparam
+    if name is None:
+        return b""
+    where = f"kore.config.tls_dhparam = {name!r}"
+    path = confining.inside(where, name, workers)[1]
+    try:
+        text = read_file(path, where)
+    except OSError as error:
+        raise StartError(f"{where}: cannot be read: {error.strerror}") from error
+    choices.check_dh_parameters(path, name)
+    return text
 
 
 def _with_authorities(domain: PlannedDomain, workers: Rights) -> PlannedDomain:
@@ -72,7 +93,7 @@ def _with_authorities(domain: PlannedDomain, workers: Rights) -> PlannedDomain:
 
     name = domain.tls.client_verify
     where = f"domain {domain.name!r}: client_verify"
-    _, path = confining.inside(where, name, workers)
+    path = confining.inside(where, name, workers)[1]
     try:
         found = certificates.load_authorities(read_file(path, name), f"{where}: {name}")
     except OSError as error:

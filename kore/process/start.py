@@ -36,6 +36,7 @@ from kore.sandbox import confinement, privileges
 from kore.version import __version__
 
 if TYPE_CHECKING:
+    from kore.process.acme import AcmeOrders
     from kore.process.keymgr import KeyOrders
 
 DRAIN_SECONDS = 10.0
@@ -150,6 +151,8 @@ class _Start:
         self.confinement = confinement.Confinement(process="worker", on=False)
         self.keys: KeyOrders | None = None
         """What the key manager is told, when there is one."""
+        self.acme: AcmeOrders | None = None
+        """What the ACME process is told, when a domain gets its certificates from an authority."""
         self.sites: Sites | None = None
         """What tracing found."""
         self.stack_signal = free_signal(plan.signals) if plan.settings.seccomp_tracing else None
@@ -200,6 +203,10 @@ class _Start:
             from kore.process import keeping
 
             self.keys = keeping.orders_of(self.plan, self.deployment, self.confinement)
+            if self.keys.acme is not None:
+                from kore.process import issuing
+
+                self.acme = issuing.orders_of(self.plan, self.deployment, self.confinement)
 
     def _show(self) -> int:
         """What check prints: everything that would be served, and every option with where it comes from."""
@@ -215,6 +222,8 @@ class _Start:
             decided["key manager lives in"] = (_home(self.keys.confinement), "keymgr_root, keymgr_runas, as above")
         if self.plan.settings.sandbox is None or os.environ.get("KORE_SANDBOX"):
             decided["sandbox"] = ("yes" if self.confinement.on else "no", confined)
+        if securing.spares_browsers(self.plan):
+            decided["http_hsts_enable"] = ("0", "the local authority")
         if self.plan.settings.workers is None:
             decided["workers"] = (str(self.workers), "CPUs that this process may use")
         served = securing.examine(self.plan, self.deployment)
@@ -227,6 +236,10 @@ class _Start:
             from kore.process import keeping
 
             found += keeping.notices(self.keys, self.confinement)
+        if self.acme is not None:
+            from kore.process import issuing
+
+            found += issuing.notices(self.acme)
         if self.plan.settings.pledge and not pledge.available():
             found.append("kore.config.pledge: only OpenBSD has pledge(2); nothing is promised here")
         return found
@@ -276,6 +289,8 @@ class _Start:
 
             locking.allow()
             children.append(self.keys.confinement)
+        if self.acme is not None:
+            children.append(self.acme.confinement)
         if mine.on:
             privileges.restrain_parent(confining.kept_by_parent(*children))
 
@@ -312,7 +327,7 @@ class _Start:
         for notice in self._notices():
             self.log.parent(LOG_NOTICE, notice)
         for listener in self.plan.listeners:
-            self._say(f"serving http on {listener.url}")
+            self._say(f"serving {'https' if listener.tls else 'http'} on {listener.url}")
 
     def _orders(self) -> Orders:
         settings = self.plan.settings
@@ -359,6 +374,10 @@ class _Start:
             from kore.process import keymgr
 
             yield keymgr.row_of(self.keys, parent)
+        if self.acme is not None:
+            from kore.process import acme
+
+            yield acme.row_of(self.acme)
 
     def _brief(self) -> Brief | None:
         if self.stack_signal is None or application.loaded is None:

@@ -23,12 +23,10 @@ class WorkerTls:
 
     def __init__(self, plan: Plan, log: Callable[[int, str], object]) -> None:
         """Raises TlsError."""
-        chosen = plan.settings
         self.plan = plan
         self.link = KeyLink()
-        settings = TlsSettings(chosen.tls_version, chosen.tls_cipher, chosen.tls_dhparam)
         domains = [_described(domain) for domain in plan.domains]
-        self.contexts = Contexts(settings, domains, self.link, log)
+        self.contexts = Contexts(_settings(plan), domains, self.link, log)
         self.link.listener = self.contexts
         self._loop: reactor.Loop | None = None
         self._fd = -1
@@ -66,6 +64,10 @@ class WorkerTls:
     def close(self) -> None:
         """No loop runs any more."""
         self.link.close()
+
+
+def _settings(plan: Plan) -> TlsSettings:
+    return TlsSettings(plan.settings.tls_version, plan.settings.tls_cipher, plan.dh_parameters or None)
 
 
 def _described(domain: PlannedDomain) -> TlsDomain:

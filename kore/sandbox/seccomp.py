@@ -288,5 +288,7 @@ def _program(
     if features.role == "worker":
         rules = policy.worker_rules(features, pid, deadly=deadly, tracing=tracing)
     else:
-        rules = service_policy.service_rules(features.role, write=features.write, pid=pid, deadly=deadly)
+        rules = service_policy.service_rules(
+            features.role, write=features.write, resolver=features.resolver, pid=pid, deadly=deadly
+        )
     return assemble([*own, *rules], policy.default(tracing=tracing), machine)

@@ -21,6 +21,9 @@ from kore.sandbox.policy import (
     PROT_EXEC,
     RINGS,
     THREAD_FLAGS,
+    kind_of,
+    no_fast_open,
+    options,
 )
 from kore.sandbox.rules import ALLOW, Rule, is_null, refuse, word_has_none, word_is, word_masked_is
 
@@ -41,6 +44,24 @@ CALLS: Final[Mapping[str, Mapping[str, str]]] = {
         "recvfrom": "workers", "sendto": "workers, log", "recvmsg": "its end of a pair comes along",
         "sendmsg": "the listener of this filter, at the start",
     },
+    "acme": {
+        "read": "files of the resolver, the authority", "write": "the authority", "close": "descriptors",
+        "lseek": "files", "fstat": "sizes of files", "newfstatat": "files of the resolver", "stat": "the same in musl",
+        "readlink": "import", "readlinkat": "the same, aarch64", "getdents64": "import", "getcwd": "import",
+        "access": "files of the resolver", "faccessat": "the same, aarch64", "faccessat2": "the same",
+        "brk": "malloc", "munmap": "malloc", "mremap": "malloc grows", "madvise": "malloc",
+        "futex": "locks", "gettid": "log", "exit_group": "the end",
+        "rt_sigaction": "handlers", "rt_sigprocmask": "handlers", "rt_sigreturn": "end of a handler",
+        "setitimer": "the end of a request", "restart_syscall": "a wait goes on after SIGCONT",
+        "clock_gettime": "where the vdso cannot", "gettimeofday": "the same",
+        "poll": "waits", "ppoll": "the same, aarch64", "select": "waits of urllib3",
+        "getpid": "log", "getppid": "cannot fail", "getuid": "cannot fail", "geteuid": "cannot fail",
+        "getgid": "cannot fail", "getegid": "cannot fail", "getrandom": "TLS", "uname": "the resolver",
+        "recvfrom": "the authority, the key manager", "sendto": "the same, log", "recvmsg": "its end of a pair",
+        "sendmsg": "the listener of this filter, at the start", "sendmmsg": "the resolver's questions",
+        "connect": "the authority, the resolver; to which ports is Landlock's", "getpeername": "the authority",
+        "getsockopt": "whether it is connected", "shutdown": "the authority",
+    },
 }  # fmt: skip
 """By service: calls whose arguments do not matter, each with what it is for."""
 
@@ -52,11 +73,16 @@ WRITES: Final[Mapping[str, str]] = {
 """Besides, where a service writes files; Landlock says which."""
 
 
-def service_rules(role: str, *, write: bool, pid: int, deadly: int) -> tuple[Rule, ...]:
+CONNECTS: Final = frozenset({"acme"})
+"""Services that make sockets: TCP, and UDP where names are looked up."""
+
+
+def service_rules(role: str, *, write: bool, resolver: bool, pid: int, deadly: int) -> tuple[Rule, ...]:
     """The rules of the service `role` whose process id is `pid`; `deadly` is the action of deadly calls."""
     rules = [Rule("clone3", refuse(errno.ENOSYS))]  # its flags are behind a pointer; the C library falls back to clone
     rules += [Rule(call, refuse(errno.EPERM)) for call in (*RINGS, "io_uring_enter")]
     rules += _conditioned(write, pid)
+    rules += _connecting(resolver) if role in CONNECTS else _isolated()
     rules += [Rule(call, ALLOW) for call in CALLS[role]]
     if write:
         rules += [Rule(call, ALLOW) for call in WRITES]
@@ -88,6 +114,27 @@ def _conditioned(write: bool, pid: int) -> Iterator[Rule]:
         yield Rule(call, refuse(number))
     yield Rule("prlimit64", ALLOW, (word_is(0, 0), is_null(2)))
     yield Rule("prlimit64", refuse(errno.EPERM))
+
+
+def _connecting(resolver: bool) -> Iterator[Rule]:
+    """Sockets as a worker's that connects (policy.py)."""
+    # The C library asks the kernel for its addresses before a lookup, and does without where there is no netlink.
+    yield Rule("socket", refuse(errno.EAFNOSUPPORT), (word_is(0, socket.AF_NETLINK),))
+    yield from options()
+    yield from no_fast_open()
+    for family in (socket.AF_INET, socket.AF_INET6):
+        for protocol in (0, socket.IPPROTO_TCP):
+            yield Rule("socket", ALLOW, kind_of(family, socket.SOCK_STREAM, protocol))
+        if resolver:
+            for protocol in (0, socket.IPPROTO_UDP):
+                yield Rule("socket", ALLOW, kind_of(family, socket.SOCK_DGRAM, protocol))
+    yield Rule("getsockname", ALLOW)
+    for call in ("socket", "socketpair", "bind", "listen", "accept", "accept4"):
+        yield Rule(call, refuse(errno.EACCES))
+
+
+def _isolated() -> Iterator[Rule]:
+    """No sockets but those that it was given."""
     # Nothing here talks to anybody but over what it was given. Python asks a socket that comes along what it is.
     for option in (socket.SO_DOMAIN, socket.SO_TYPE, socket.SO_PROTOCOL, socket.SO_SNDBUF):
         yield Rule("getsockopt", ALLOW, (word_is(1, socket.SOL_SOCKET), word_is(2, option)))

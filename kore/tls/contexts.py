@@ -64,14 +64,14 @@ LOG_NOTICE = 5
 
 @dataclass(frozen=True, slots=True)
 class TlsSettings:
-    """The options of the whole server: `tls_version`, `tls_cipher`, `tls_dhparam`, which have been tried at start.
+    """The options of the whole server, which have been tried at start; of `tls_dhparam` the text of the file (PEM).
 
-    The path of the parameters is as the worker sees it, and read there whenever a context is made.
+    A context that is made in the root of the workers could not open it by the name that it had outside.
     """
 
     version: str = "both"
     cipher: str | None = None
-    dhparam: str | None = None
+    dhparam: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +280,7 @@ def base(settings: TlsSettings) -> ssl.SSLContext:
             break
         lib.handle.ERR_clear_error()
     if settings.dhparam:
-        context.load_dh_params(settings.dhparam)
+        lib.use_dh_parameters(context, settings.dhparam)
     return context
 
 

@@ -29,9 +29,6 @@ LOG_ERR, LOG_NOTICE = 3, 5
 RETIRED_SECONDS: Final = 60.0
 """How long a key signs that was replaced: longer than any handshake may take."""
 
-LOCAL_NAMES: Final = ("localhost", "127.0.0.1", "::1")
-LOCAL_LIFETIME: Final = datetime.timedelta(days=30)
-
 AGAIN: Final = "it is looked at again when a file of it changes, and on SIGUSR1"
 
 Log = Callable[[int, str], None]
@@ -54,8 +51,8 @@ class DomainFiles:
     crl: str | None = None
     acme: bool = False
     """Whether somebody else gets its certificates, and says so with KeyStore.use."""
-    local: bool = False
-    """Whether a certificate is made for it here, which nobody but a developer has to trust."""
+    local: tuple[str, ...] = ()
+    """What its certificate from the local authority is for, which is given to KeyStore.use; (): it has others."""
 
     def paths(self) -> Iterator[str]:
         """All of them."""
@@ -218,10 +215,6 @@ class KeyStore:
     def load(self) -> int:
         """Load everything anew; how many domains have a pair."""
         for domain in self._domains.values():
-            if domain.files.local and domain.held[0] is None:
-                names = certificates.usable_names([domain.files.name, *LOCAL_NAMES])
-                pair = certificates.self_signed(names, certificates.new_key(), lifetime=LOCAL_LIFETIME)
-                self._swap(domain, 0, held(pair))
             for source in domain.sources:
                 self._load(source)
             self._remark(domain)

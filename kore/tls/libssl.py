@@ -15,7 +15,7 @@ from ctypes import POINTER, c_char_p, c_int, c_long, c_uint, c_uint64, c_void_p
 from functools import lru_cache
 from typing import Any, Final
 
-from kore.errors import StartError
+from kore.errors import ConfigurationError, StartError
 
 EVP_PKEY_RSA: Final = 6  # obj_mac.h: NID_rsaEncryption
 EVP_PKEY_EC: Final = 408  # NID_X9_62_id_ecPublicKey
@@ -59,6 +59,9 @@ _SIGNATURES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "X509_STORE_CTX_get_error": (c_int, (_P,)),
     "X509_STORE_CTX_set_error": (None, (_P, c_int)),
     "X509_STORE_CTX_get0_store": (_P, (_P,)),
+    "BIO_new_mem_buf": (_P, (c_char_p, c_int)),
+    "BIO_free": (c_int, (_P,)),
+    "PEM_read_bio_Parameters": (_P, (_P, _P)),
     "d2i_X509": (_P, (_P, POINTER(c_void_p), c_long)),
     "X509_free": (None, (_P,)),
     "X509_get_pubkey": (_P, (_P,)),
@@ -164,6 +167,17 @@ class Library:
         number = self.handle.OBJ_txt2nid(name.encode())
         short = self.handle.OBJ_nid2sn(number) if number else None
         return short.decode() if short else name
+
+    def use_dh_parameters(self, context: ssl.SSLContext, pem: bytes) -> None:
+        """Give `context` parameters for DHE. Raises ConfigurationError for what is none, or too short for OpenSSL."""
+        bio = self.handle.BIO_new_mem_buf(pem, len(pem))
+        parameters = self.handle.PEM_read_bio_Parameters(bio, None)
+        self.handle.BIO_free(bio)
+        if not parameters or self.handle.SSL_CTX_set0_tmp_dh_pkey(self.context_of(context), parameters) != 1:
+            if parameters:
+                self.handle.EVP_PKEY_free(parameters)
+            self.handle.ERR_clear_error()
+            raise ConfigurationError("tls_dhparam: the file has no Diffie-Hellman parameters (PEM) that OpenSSL takes")
 
 
 def _unavailable(why: str) -> TlsError:

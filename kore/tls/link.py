@@ -83,20 +83,22 @@ class KeyLink:
         self._kept: deque[Told] = deque()
         self._scheduled = False
         self._woke = False
+        self._complete = False
+        """Whether this key manager has said all there is."""
 
     def fileno(self) -> int:
         """The descriptor to watch for `receive`; -1 without a key manager."""
         return -1 if self._socket is None else self._socket.fileno()
 
     def connect(self, sock: socket.socket) -> None:
-        """A key manager is there. It is asked when it has said something."""
+        """A key manager is there. It is asked when it has said all: another than before may have other keys."""
         self.disconnect()
         sock.setblocking(False)
         self._socket = sock
 
     def disconnect(self) -> None:
         """It is gone. What it told stays."""
-        self.available = False
+        self.available = self._complete = False
         self._assembly = Assembly()
         if self._socket is not None:
             self._socket.close()
@@ -162,9 +164,6 @@ class KeyLink:
         message = sock.recv(MESSAGE_BYTES_MAX)
         if not message:
             raise EOFError("end of the channel")
-        if not self.available:
-            self.available = self._woke = True
-            self._schedule()
         answer = read_answer(message)
         if answer is None:
             told = self._assembly.add(message)
@@ -173,7 +172,11 @@ class KeyLink:
                     raise MalformedError("more than the loop takes")
                 self._kept.append(told)
                 self._schedule()
-        elif answer[0] == number:
+                self._complete = self._complete or told.said is Said.COMPLETE
+        if self._complete and not self.available:
+            self.available = self._woke = True
+            self._schedule()
+        if answer is not None and answer[0] == number:
             if message[0] == Said.REFUSED:
                 raise KeyRefusedError(answer[1].decode("utf-8", "replace"))
             return answer[1]
