@@ -97,7 +97,8 @@ project() {
     if ! has_libseccomp; then
         apt_install libseccomp2 || say "libseccomp.so.2 is missing and can't be installed: there will be no sandbox"
     fi
-    for tool in strace curl; do  # strace shows a test which system calls are made; curl is for who tries the example
+    # strace shows a test which system calls are made; curl is for who tries the example; openssl makes certificates.
+    for tool in strace curl openssl; do
         command -v $tool >/dev/null 2>&1 || apt_install $tool || say "$tool is missing: tests that need it are skipped"
     done
     if [ -x "$VENV/bin/python" ] && usable "$VENV/bin/python"; then
@@ -122,10 +123,18 @@ browser() {  # for the one test that looks at an example's page as people do
 services() {  # what tests talk to, as programs: no service is started here
     ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || apt_install postgresql ||
         say "postgresql is missing: tests that need it are skipped"
-    for program in redis-server:redis-server nginx:nginx-light slowhttptest:slowhttptest wrk:wrk; do
+    for program in redis-server:redis-server nginx:nginx-light slowhttptest:slowhttptest wrk:wrk pebble:pebble \
+        testssl:testssl.sh faketime:faketime; do
         command -v "${program%:*}" >/dev/null 2>&1 || [ -x "/usr/sbin/${program%:*}" ] || apt_install "${program#*:}" ||
             say "${program%:*} is missing: tests that need it are skipped"
     done
+    if ! "$VENV/tls/bin/python" -c 'import sslyze' 2>/dev/null; then
+        say "making the environment of the scanners of TLS, $VENV/tls"
+        "$VENV/bin/python" -m venv "$VENV/tls" && "$VENV/tls/bin/python" -m pip install --quiet \
+            --disable-pip-version-check --no-input -r tests/endurance/requirements.txt ||
+            say "sslyze is missing: tests that need it are skipped"
+        give_back
+    fi
     # Debian keeps CPython's own tests in a package of their own.
     version=$("$VENV/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
     "$VENV/bin/python" -c 'import test.test_asyncio' 2>/dev/null || apt_install "libpython$version-testsuite" ||

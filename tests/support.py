@@ -290,7 +290,8 @@ class Starter:
         return self._start(list(command), self.directory, environment)
 
     def _start(self, command: list[str], cwd: Path, environment: dict[str, str] | None) -> Program:
-        program = Program(command, cwd, environment)
+        # What is kept for the user is kept for the test, such as an authority for development.
+        program = Program(command, cwd, {"XDG_DATA_HOME": str(self.directory / "data")} | (environment or {}))
         self.programs.append(program)
         return program
 

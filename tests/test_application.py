@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from kore.application import domains, privileges
+from kore.application import privileges
 from kore.application.declared import app, application, prerequest
 from kore.application.domains import PyDomain, PyRoute, domain, route
 from kore.application.kinds import shown
@@ -88,23 +88,6 @@ def test_arguments_of_the_wrong_type_or_number(arguments):
         domain(*arguments)
     with pytest.raises(TypeError, match="unexpected keyword"):
         domain("a", attached="x")
-
-
-def test_certificates_are_checked_on_tls_servers_only():
-    server("tls", ip="127.0.0.1", port=0)
-    serve("plain")
-    for keywords in ({}, {"cert": "c"}, {"key": "k"}):
-        with pytest.raises(RuntimeError, match="speaks TLS; give cert and key, or acme=True"):
-            domain("a", attach="tls", **keywords)
-    tls = domain("a", attach="tls", cert="c.pem", key="k.pem", client_verify="ca.pem").tls
-    assert tls == domains.DomainTls("c.pem", "k.pem", False, "ca.pem", 1, None)
-    tls = domain("b", attach="tls", acme=True, cert="mine", verify_depth="3", crl="crl.pem").tls
-    assert tls == domains.DomainTls("certificates/b/fullchain.pem", "certificates/b/key.pem", True, None, 3, "crl.pem")
-    with pytest.raises(RuntimeError, match="names only"):
-        domain("*.example", attach="tls", acme=True)
-    with pytest.raises(ValueError, match="verify_depth is an integer from 0"):
-        domain("c", attach="tls", cert="c", key="k", verify_depth=-1)
-    assert domain("a", attach="plain", cert="c", verify_depth=-1).tls is None
 
 
 def test_the_types_show_as_the_reference_shows_them_and_cannot_be_made():
@@ -378,13 +361,7 @@ def test_nothing_can_be_declared_after_the_start():
             declare()
 
 
-def test_tls_and_configuration_files_are_refused_by_name():
-    server("secure", ip="127.0.0.1", port=0)
-    with pytest.raises(
-        ConfigurationError, match=r"^server 'secure': TLS is not available in this version; use tls=False$"
-    ):
-        freeze()
-    application.reset()
+def test_configuration_files_are_refused_by_name():
     application.config.file = "kore.conf"
     with pytest.raises(ConfigurationError, match=r"kore\.config\.file = 'kore\.conf'"):
         freeze()

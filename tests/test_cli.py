@@ -58,6 +58,15 @@ def test_version_is_one_line(capsys):
     out, _ = capsys.readouterr()
     assert out.startswith(f"kore {__version__} ")
     assert out.count("\n") == 1
+    assert out.endswith(" tls acme\n")
+
+
+@pytest.mark.parametrize(("lacking", "features"), [("acme", "tls"), ("cryptography", "notls"), ("_ssl", "notls")])
+def test_version_tells_what_is_missing(monkeypatch, capsys, lacking, features):
+    real = cli.importlib.util.find_spec
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None if name == lacking else real(name))
+    assert cli.main(["-v"]) == 0
+    assert capsys.readouterr().out.split()[-1] == features
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import resource
+import ssl
 import struct
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import pytest
 
 from kore.process import doctor
 from kore.process.doctor import Finding, State
+from kore.tls import libssl
+from kore.tls.offload import offload
 from tests.support import ROOT, free_port, starter
 
 APP = """import kore
@@ -61,10 +64,32 @@ def row(text: str, what: str) -> str:
 def test_every_part_is_told_of_and_the_exit_code_is_that_of_the_worst():
     done = doctor_says()
     assert not done.stderr
-    for what in ("Python", "CPUs", "descriptors", "memlock", "seccomp", "Landlock", "user", "container", "epoll"):
+    parts = ("Python", "CPUs", "descriptors", "memlock", "seccomp", "Landlock", "user", "container", "epoll", "TLS")
+    for what in parts:
         row(done.stdout, what)
     words = {line.split()[0] for line in done.stdout.splitlines()[1:-1] if not line.startswith(" ")}
     assert done.returncode == (doctor.EXIT_NONE if "none" in words else doctor.EXIT_LESS if "less" in words else 0)
+
+
+def test_the_tls_that_servers_would_use_is_tried(monkeypatch):
+    (found,) = doctor.tls()
+    assert found == Finding("TLS", State.GOOD, f"{ssl.OPENSSL_VERSION}; keys can be held by the key manager")
+    # What is behind another SSL_CTX has other options: as in a Python whose SSLContext begins with something else.
+    monkeypatch.setattr(libssl.Library, "_check_layout", _otherwise)
+    libssl.library.cache_clear()
+    offload.cache_clear()
+    try:
+        (found,) = doctor.tls()
+    finally:
+        libssl.library.cache_clear()
+        offload.cache_clear()
+    assert found.state is State.LESS
+    assert found.text == "TLS cannot be spoken by this Python: its SSLContext is not laid out as expected"
+    assert "use Debian's python3" in found.mend
+
+
+def _otherwise(self) -> None:
+    raise libssl._unavailable("its SSLContext is not laid out as expected")
 
 
 def forbid_rings() -> None:

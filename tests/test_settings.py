@@ -25,7 +25,8 @@ DEFAULTS = {
     "workers": None, "worker_max_connections": 512, "worker_rlimit_nofiles": 768, "worker_accept_threshold": 16,
     "worker_death_policy": "restart", "worker_set_affinity": True, "worker_no_accept": (), "pidfile": "kore.pid",
     "socket_backlog": 5000, "logfile": None, "tls_version": "both", "tls_cipher": None, "tls_dhparam": None,
-    "rand_file": None, "deployment": None, "acme_email": None,
+    "rand_file": None, "deployment": None, "acme_email": None, "acme_eab_kid": None, "acme_eab_key": None,
+    "acme_ca_bundle": None, "acme_volatile": False,
     "acme_provider": "https://acme-v02.api.letsencrypt.org/directory", "pledge": (), "seccomp_tracing": False,
     "sandbox_programs": (),
     "filemap_ext": None, "filemap_index": "index.html", "http_media_type": (), "http_header_max": 4096,
@@ -156,6 +157,11 @@ def test_ports_and_paths_of_the_sandbox_collect(config):
         ("runas", 1000, "1000"),
         ("http_server_version", "s", "s"),
         ("http_server_version", "x" * 53, "x" * 53),
+        ("acme_email", "new.user+kore@example.org", "new.user+kore@example.org"),
+        ("acme_provider", "https://127.0.0.1:14000/dir", "https://127.0.0.1:14000/dir"),
+        ("acme_provider", "https://[::1]:14000/dir?x=1", "https://[::1]:14000/dir?x=1"),
+        ("acme_provider", "https://ca.example", "https://ca.example"),
+        ("acme_volatile", "yes", True),
     ],
 )
 def test_choices_texts_and_paths(config, name, value, kept):
@@ -172,6 +178,11 @@ def test_choices_texts_and_paths(config, name, value, kept):
         ("pidfile", None), ("pidfile", 3), ("pidfile", b"x"), ("runas", "a\nb"), ("runas", ""), ("runas", True),
         ("http_server_version", "x" * 54), ("http_server_version", "a\r\nset-cookie: b"),
         ("http_server_version", " a"), ("http_server_version", "ü"),
+        ("acme_email", "nobody"), ("acme_email", "a@b, c@d"), ("acme_email", "mailto:a@b"), ("acme_email", "a@b?c=d"),
+        ("acme_email", None), ("acme_email", "a" * 251 + "@b.c"),
+        ("acme_provider", "http://ca.example/directory"), ("acme_provider", "ca.example"), ("acme_provider", "https://"),
+        ("acme_provider", "https://a:b@ca.example/"), ("acme_provider", "https://ca.example:123456/"),
+        ("acme_provider", "https://ca.example/ x"), ("acme_provider", "https://ca.example/\n"),
     ],
 )  # fmt: skip
 def test_what_is_no_such_text_is_refused(config, name, value):
@@ -211,6 +222,17 @@ def test_options_that_do_not_go_together_are_refused_together(config):
     config.worker_no_accept = 1
     with pytest.raises(ConfigurationError, match="names every worker"):
         snapshot(config)
+
+
+@pytest.mark.parametrize(("given", "lacking"), [
+    ("acme_eab_kid", "acme_eab_key"), ("acme_eab_key", "acme_eab_kid"),
+])
+def test_external_account_binding_takes_both_or_none(config, given, lacking):
+    setattr(config, given, "x")
+    with pytest.raises(ConfigurationError, match=rf"^kore\.config\.{given}: is of no use without {lacking}; allowed"):
+        snapshot(config)
+    setattr(config, lacking, "y")
+    assert (getattr(snapshot(config), given), getattr(snapshot(config), lacking)) == ("x", "y")
 
 
 def test_programs_of_the_sandbox_or_none(config):

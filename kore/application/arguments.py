@@ -24,6 +24,15 @@ def path(where: str, value: Any) -> str:
     return text(where, os.fspath(value) if isinstance(value, os.PathLike) else value)
 
 
+def paths(where: str, value: Any, most: int) -> tuple[str, ...]:
+    """A path, or a tuple or list of up to `most`. Raises TypeError, ValueError."""
+    if not isinstance(value, (tuple, list)):
+        return (path(where, value),)
+    if not 1 <= len(value) <= most:
+        raise ValueError(f"{where} is a path, or a tuple of up to {most}, not of {len(value)}")
+    return tuple(path(where, one) for one in value)
+
+
 def boolean(where: str, value: Any) -> bool:
     """A bool, or a number or word that means one. Raises TypeError when it means none."""
     if isinstance(value, (bool, int)):

@@ -8,6 +8,7 @@ looked up. Kore-api.md section 8 has the rules, and says which of the C platform
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import FileIO
@@ -34,6 +35,13 @@ NAME_MAX = 253
 VERIFY_DEPTH_MAX = 100
 """Longest chain of certificates: OpenSSL's own bound."""
 
+PAIRS_MAX = 2
+"""Certificates of one domain: one for each kind of key."""
+
+_HOST_LABEL = r"(?!-)[a-z0-9_-]{1,63}(?<!-)"
+_HOST_NAME = re.compile(rf"(?:{_HOST_LABEL}\.)*(?![0-9]+\Z){_HOST_LABEL}", re.ASCII | re.IGNORECASE)
+"""Letters, digits and hyphens, and no address: the last label is no number (RFC 1123 2.1)."""
+
 REDIRECT_STATUSES = range(300, 600)
 """Statuses of a redirect: 3xx, and the errors that the reference's `return` answers with."""
 
@@ -42,14 +50,32 @@ ACCESSLOG_MODE = 0o644
 
 @dataclass(frozen=True, slots=True)
 class DomainTls:
-    """The certificates of a domain on a TLS server, and what it asks of its clients."""
+    """The certificates of a domain on a TLS server, and what it asks of its clients.
 
-    cert: str
-    key: str
+    Certificates, keys and revocations count from the root of the key manager, `client_verify` from that of the workers.
+    """
+
+    cert: tuple[str, ...]
+    """Files of certificates, each with its chain: one, or two with keys of different kinds; none: see `local`."""
+    key: tuple[str, ...]
+    """The files of their private keys, in the same order."""
     acme: bool
+    """Certificates come from the ACME provider; `cert` and `key` are where they are kept."""
     client_verify: str | None
     verify_depth: int
     crl: str | None
+    local: bool = False
+    """Nothing was given: in development the certificate comes from the local authority."""
+    authorities: tuple[bytes, ...] = ()
+    """DER: what is in `client_verify`, read by the parent when it starts."""
+
+
+class MissingCertificateError(ConfigurationError, RuntimeError):
+    """A domain of a TLS server has no certificate, outside development."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"domain {name!r}: its server speaks TLS; give cert and key, or acme=True (deployment dev needs none)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,9 +216,10 @@ def domain(
     """Declare a domain on the server called `attach`, and return it for its routes.
 
     `host` is a name or a shell pattern (``*.example.com``, ``*``), compared without regard to case. Without a usable
-    `attach` the domain belongs to the only server there is. On a TLS server it needs `cert` and `key`, or `acme`;
-    `client_verify` is a file of certificate authorities that clients must have a certificate from, at most
-    `verify_depth` steps away, minus the revoked ones of `crl`. On other servers all of these are ignored.
+    `attach` the domain belongs to the only server there is. On a TLS server it needs `cert` and `key`, the paths of PEM
+    files, or two of each in tuples (RSA and ECDSA), or `acme`; in development it may go without any. `client_verify` is
+    a file of certificate authorities that clients must have a certificate from, at most `verify_depth` steps away,
+    minus the revoked ones of `crl`. On other servers all of these are ignored.
 
     Raises RuntimeError when the server does not exist, the name is on it already, certificates are missing, and after
     the start; TypeError and ValueError for arguments that can't be used. Source: reference, "domain"; kore-api.md 8.1.
@@ -290,19 +317,28 @@ def _tls(
 ) -> DomainTls:
     where = f"domain {name!r}"
     automatic = arguments.boolean(f"{where}: acme", acme)
+    local = False
     if automatic:
-        if any(character in name for character in "*?["):
-            raise RuntimeError(f"{where}: ACME gives certificates for names only, not for patterns")
+        # Names of files are made of it: whatever else it is, it must be a host name.
+        if len(name) > NAME_MAX or not _HOST_NAME.fullmatch(name):
+            raise RuntimeError(f"{where}: ACME gives certificates for names only, not for patterns or addresses")
         cert, key = f"certificates/{name}/fullchain.pem", f"certificates/{name}/key.pem"
+    elif cert is None and key is None and application.config.deployment in (None, "dev"):
+        local = True  # whether this is development is known when all is declared: plan.py
     elif cert is None or key is None:
-        raise RuntimeError(f"{where}: its server speaks TLS; give cert and key, or acme=True")
+        raise MissingCertificateError(name)
+    certs = () if local else arguments.paths(f"{where}: cert", cert, PAIRS_MAX)
+    keys = () if local else arguments.paths(f"{where}: key", key, PAIRS_MAX)
+    if len(certs) != len(keys):
+        raise ConfigurationError(f"{where}: {len(certs)} cert and {len(keys)} key; allowed is one key for each cert")
     return DomainTls(
-        arguments.path(f"{where}: cert", cert),
-        arguments.path(f"{where}: key", key),
+        certs,
+        keys,
         automatic,
         None if client_verify is None else arguments.path(f"{where}: client_verify", client_verify),
         arguments.integer(f"{where}: verify_depth", verify_depth, 0, VERIFY_DEPTH_MAX),
         None if crl is None else arguments.path(f"{where}: crl", crl),
+        local,
     )
 
 

@@ -17,6 +17,9 @@ _DECIMAL = re.compile(r"-?[0-9]+", re.ASCII)
 _BASED = re.compile(r"0[xX][0-9a-fA-F]+|0[0-7]*", re.ASCII)
 _MEDIA_TYPE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
 _FIELD_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?", re.ASCII)
+_URL = re.compile(r"https://[^\s/?#@:]+(?::[0-9]{1,5})?(?:[/?][\x21-\x7e]*)?|https://\[[0-9a-fA-F:.]+\](?::[0-9]{1,5})?"
+                  r"(?:[/?][\x21-\x7e]*)?", re.ASCII)
+_EMAIL = re.compile(r"[A-Za-z0-9!#$'*+/=^_`{|}~.-]+@[A-Za-z0-9.-]+", re.ASCII)
 
 DIGITS_MAX = 40
 """Longest integer text that is parsed: twice what 64 bits need, and far below what costs time."""
@@ -26,6 +29,12 @@ EXTENSIONS_MAX = 9
 
 PORT_MAX = 0xFFFF
 ANY_PORT = "any"
+
+URL_MAX = 2048
+"""Characters of a URL: more than any client or server takes."""
+
+EMAIL_MAX = 254
+"""Characters of an address, RFC 5321 4.5.3.1.3."""
 
 SHOWN_VALUE_MAX = 80
 """Characters of a refused value that an error message repeats; the rest is cut."""
@@ -163,6 +172,46 @@ class Text:
 
     def show(self, value: object) -> str:
         """The text itself."""
+        return str(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Url:
+    """An HTTPS URL."""
+
+    @property
+    def allowed(self) -> str:
+        """The scheme, which is what is forgotten."""
+        return "an https:// URL of printable ASCII characters"
+
+    def parse(self, value: object) -> str:
+        """Accept a str with a host in it; RFC 8555 6.1 forbids plain HTTP."""
+        if not isinstance(value, str) or len(value) > URL_MAX or not _URL.fullmatch(value):
+            raise ValueError("not such a URL")
+        return value
+
+    def show(self, value: object) -> str:
+        """The URL itself."""
+        return str(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Email:
+    """The address of one mailbox."""
+
+    @property
+    def allowed(self) -> str:
+        """By example."""
+        return "an email address, as in name@example.org"
+
+    def parse(self, value: object) -> str:
+        """Accept one address without a name or scheme: it becomes the part of a mailto URL, RFC 8555 7.3."""
+        if not isinstance(value, str) or len(value) > EMAIL_MAX or not _EMAIL.fullmatch(value):
+            raise ValueError("not an email address")
+        return value
+
+    def show(self, value: object) -> str:
+        """The address itself."""
         return str(value)
 
 

@@ -7,7 +7,7 @@ checked here: which domain a route belongs to, whether routes collide, whether o
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from io import FileIO
@@ -18,7 +18,7 @@ from kore.application import config as options
 from kore.application import privileges
 from kore.application.declared import Application
 from kore.application.declared import application as the_application
-from kore.application.domains import DomainTls, Filemap, PyDomain, domains_of
+from kore.application.domains import DomainTls, Filemap, MissingCertificateError, PyDomain, domains_of
 from kore.application.loading import Hooks, hooks_of
 from kore.application.privileges import Deployment, Privileges
 from kore.application.route_options import Auth, DeclaredRoute
@@ -74,7 +74,9 @@ class Plan:
     signals: tuple[int, ...]
     """Signals trapped before the start, from kore.sigtrap(): every worker traps them."""
     notices: tuple[str, ...]
-    """Lines for the log at start: what was declared and this version does not do."""
+    """Lines for the log at start: what was declared and has no effect."""
+    dh_parameters: bytes = b""
+    """What is in `tls_dhparam`, PEM, read by the parent when it starts."""
 
     def close(self) -> None:
         """Close the listeners, remove socket files, close access logs. The parent calls it at its end."""
@@ -96,13 +98,14 @@ def freeze(*, application: Application = the_application, euid: int | None = Non
         message = "configuration files are not read by this version; set the options in the application"
         raise ConfigurationError(f"kore.config.file = {settings.file!r}: {message}")
     for listener in application.listeners.values():
-        if listener.tls:
-            message = f"server {listener.name!r}: TLS is not available in this version; use tls=False"
-            raise ConfigurationError(message)
         set_backlog(listener, settings.socket_backlog)
     mounts: list[Mount] = []
     routers = _routers(application, mounts)
     resolved = privileges.resolve(application.privileges, settings)
+    deployment = privileges.deployment(settings, resolved["worker"], os.geteuid() if euid is None else euid)
+    for domain in application.domains:
+        if domain.tls is not None and domain.tls.local and deployment.name != "dev":
+            raise MissingCertificateError(domain.name)
     plan = Plan(
         settings=settings,
         listeners=tuple(application.listeners.values()),
@@ -112,15 +115,25 @@ def freeze(*, application: Application = the_application, euid: int | None = Non
         prerequests=tuple(application.prerequests),
         hooks=Hooks() if application.loaded is None else hooks_of(application.loaded.module),
         privileges=MappingProxyType(resolved),
-        deployment=privileges.deployment(settings, resolved["worker"], os.geteuid() if euid is None else euid),
+        deployment=deployment,
         tasks=len(tasks.pending_tasks),
         title=application.title,
         signals=tuple(application.signals),
-        notices=(),
+        notices=tuple(_notices(application)),
     )
     options.freeze(application.config)
     application.frozen = True
     return plan
+
+
+def _notices(application: Application) -> Iterator[str]:
+    """What was declared and has no effect."""
+    for listener in application.listeners.values():
+        if listener.tls and not any(domain.listener is listener for domain in application.domains):
+            yield f"server {listener.name}: speaks TLS and has no domain, so no certificate: nobody can connect to it"
+    for domain in application.domains:
+        if domain.tls is not None and domain.tls.crl is not None and domain.tls.client_verify is None:
+            yield f"domain {domain.name}: crl is of no use without client_verify: no certificate is asked for"
 
 
 def _routers(application: Application, mounts: list[Mount]) -> dict[str, Router]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from kore.application.kinds import Choice, Integer, Kind, MediaType, Path, Port, Switch, Text, shown
+from kore.application.kinds import Choice, Email, Integer, Kind, MediaType, Path, Port, Switch, Text, Url, shown
 from kore.errors import ConfigurationError
 from kore.version import __version__
 
@@ -188,7 +188,8 @@ class Settings:
     )
     http_hsts_enable: int = _option(
         "HTTP", Integer(0, INT64_MAX, "seconds"), 31536000,
-        "The `max-age` of the `strict-transport-security` header on TLS. 0: no such header.",
+        "The `max-age` of the `strict-transport-security` header on TLS. 0: no such header, as by default where a "
+        "certificate comes from the local authority.",
     )
 
     # Files.
@@ -271,22 +272,52 @@ class Settings:
     # TLS.
     tls_version: str = _option("TLS", _TLS_VERSION, "both", "The versions of TLS that are spoken.")
     tls_cipher: str | None = _option(
-        "TLS", Text(length_max=4096, what="an OpenSSL cipher list"), None, "The ciphers up to TLS 1.2.",
+        "TLS", Text(length_max=4096, what="an OpenSSL cipher list"), None,
+        "The ciphers of TLS 1.2; those of 1.3 are all good, and always on. Ciphers without ephemeral keys, without "
+        "encryption or without a certificate are left out of any list.",
         shown_default="AEAD ciphers with ephemeral keys",
     )
     tls_dhparam: str | None = _option(
-        "TLS", Path(), None, "A file with Diffie-Hellman parameters.", shown_default="ffdhe4096 (RFC 7919)"
+        "TLS", Path(), None,
+        "A PEM file with Diffie-Hellman parameters of 2048 bits or more, relative to the root of the workers, for "
+        "clients of TLS 1.2 that know no elliptic curves.",
+        shown_default="none: such clients are refused",
     )
     rand_file: str | None = _option(
-        "TLS", Path(), None, "A file with random bytes that seeds the key manager.", shown_default="none"
-    )
-    acme_email: str | None = _option(
-        "TLS", Text(what="an email address"), None, "The address that the ACME account is registered with.",
+        "TLS", Path(), None,
+        "A file of 2048 random bytes (1024 do), relative to the root of the key manager, that are mixed into its "
+        "random numbers at the start, and replaced. The kernel's own are enough.",
         shown_default="none",
     )
+
+    # ACME.
+    acme_email: str | None = _option(
+        "ACME", Email(), None, "The address that the ACME account is registered with.", shown_default="none",
+    )
     acme_provider: str = _option(
-        "TLS", Text(what="a URL"), "https://acme-v02.api.letsencrypt.org/directory",
-        "The directory of the ACME provider.",
+        "ACME", Url(), "https://acme-v02.api.letsencrypt.org/directory", "The directory of the ACME provider.",
+    )
+    acme_eab_kid: str | None = _option(
+        "ACME", Text(what="a key id"), None,
+        "The id of the key that binds the account to one at the provider, where the provider asks for that.",
+        shown_default="none",
+    )
+    acme_eab_key: str | None = _option(
+        "ACME", Path(), None,
+        "The file with that key as the provider gives it (base64url), relative to the root of the key manager, which "
+        "is the only process that reads it.",
+        shown_default="none",
+    )
+    acme_ca_bundle: str | None = _option(
+        "ACME", Path(), None,
+        "A PEM file of the authorities that the provider's own certificate may come from, relative to the root of the "
+        "ACME process.",
+        shown_default="the system's",
+    )
+    acme_volatile: bool = _option(
+        "ACME", _YES_NO, False,
+        "Whether account and certificates may be kept on storage that a restart empties. Providers limit how many they "
+        "give: a server that asks anew at each start is soon without.",
     )
 
     # WebSocket.
@@ -363,6 +394,10 @@ def check_together(settings: Settings) -> None:
         others = ", ".join(path for path in settings.sandbox_programs if path != NO_PROGRAMS)
         raise ConfigurationError(
             f"kore.config.sandbox_programs: none, and {others or 'none again'}; allowed is none alone, or programs")
+    if (settings.acme_eab_kid is None) != (settings.acme_eab_key is None):
+        pair = ("acme_eab_kid", "acme_eab_key")
+        given, lacking = pair if settings.acme_eab_kid else reversed(pair)
+        raise ConfigurationError(f"kore.config.{given}: is of no use without {lacking}; allowed are both, or none")
     if settings.workers is not None:
         idle = set(settings.worker_no_accept)
         for worker in sorted(idle):

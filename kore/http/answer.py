@@ -25,7 +25,7 @@ def respond(connection: HttpConnection, request: Request, status: Any, body: Any
     if status < 200 and status != 101:
         # RFC 9110 15.2: interim responses are not for HTTP/1.0.
         if head.minor and not connection.gone:
-            connection.write(connection.server.heads.interim(status, request._response_headers or ()))
+            connection.write(connection.service.responses.interim(status, request._response_headers or ()))
         return True
     payload = _payload(connection, request, status, body)
     if connection.gone:
@@ -77,7 +77,7 @@ def _payload(connection: HttpConnection, request: Request, status: int, body: An
 def _send(connection: HttpConnection, request: Request, status: int, payload: bytes) -> None:
     """A body whose length is known."""
     prepared = request._prepared
-    heads = connection.server.heads
+    heads = connection.service.responses
     fields = request._response_headers
     bodyless = has_no_body(status)
     if not fields and prepared.head.minor and not bodyless and not connection.close_after:
@@ -110,7 +110,7 @@ def _send_items(connection: HttpConnection, request: Request, status: int, items
         connection.close_after = True
     length = CHUNKED if minor and not has_no_body(status) else None
     fields = request._response_headers or ()
-    connection.write(connection.server.heads.build(status, minor, not connection.close_after, fields, length))
+    connection.write(connection.service.responses.build(status, minor, not connection.close_after, fields, length))
     if bodyless:
         items.discard()
         request._state = ANSWERED

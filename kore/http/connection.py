@@ -24,7 +24,9 @@ from kore.http.response import pretty_page
 from kore.reactor.trace import report_exception
 
 if TYPE_CHECKING:
+    from kore.http.secure import Asked
     from kore.http.server import Service
+    from kore.tls.stream import TlsStream
 
 TRAILING_MAX = 16
 """Handlers of one connection that still run after they answered; with more, the next request waits."""
@@ -43,9 +45,9 @@ class HttpConnection(Input):
 
     __slots__ = ("began", "bucket", "client", "endpoints", "peer_object", "trailing")
 
-    def __init__(self, service: Service, fd: int) -> None:
+    def __init__(self, service: Service | Asked, fd: int, stream: TlsStream | None = None) -> None:
         self.service = service
-        self.recognise = service.heads.recognise
+        self.recognise = service.recognise
         self.server = service.server
         self.ready = True
         self.block = b""
@@ -74,7 +76,11 @@ class HttpConnection(Input):
         self.client: str | None = None  # the client's address, once a log has asked for it
         self.endpoints: tuple[Any, Any] | None = None  # the server's and the client's, once a mount has asked for them
         self.bucket = NEVER
-        self.stream = self.server.driver.stream(fd, self)
+        if stream is None:
+            self.stream = self.server.driver.stream(fd, self)
+        else:
+            self.stream = stream
+            stream.use(self)
         self.write = self.stream.write
         self.expires = self.server.now + self.server.header_ticks
         self.server.schedule(self, self.server.now + self.server.check_ticks)
@@ -308,7 +314,7 @@ class HttpConnection(Input):
             page = pretty_page(error.status)
             fields = (("content-type", "text/html; charset=utf-8"),)
         minor = head.minor if head is not None else 1
-        self.write(self.server.heads.build(error.status, minor, False, fields, len(page)) + page)
+        self.write(self.service.responses.build(error.status, minor, False, fields, len(page)) + page)
         self.log_access(request, error.status, len(page))
         self.finish()
 

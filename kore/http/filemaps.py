@@ -184,7 +184,7 @@ def serve(request: Request, file_map: FileMap) -> None:
     variant = file_map.fresh.get(request._prepared)
     if (
         variant is not None
-        and variant.date is connection.server.heads.date
+        and variant.date is connection.service.responses.date
         and request._response_headers is None
         and request._state == OPEN
         and not connection.close_after
@@ -241,7 +241,7 @@ class Lookup:
         self.query = head.query
         self.file_map = file_map
         self.settings: Any = server.settings
-        self.date = server.heads.date
+        self.date = request._connection.service.responses.date
         self.cache = file_map.shared.cache
         self.root = file_map.root(self.date)
         self.key = (file_map, self.components, self.slash)
@@ -383,7 +383,7 @@ def _answer(request: Request, lookup: Lookup) -> bool:
 def _keep(request: Request, lookup: Lookup, variant: Variant, content: bytes) -> bool:
     """Answer an ordinary request, and the next of this second with the same bytes; False for any other request."""
     connection, prepared = request._connection, request._prepared
-    heads = connection.server.heads
+    heads = connection.service.responses
     # A head that may share what is made for everybody is one of a GET over HTTP/1.1 on a connection that stays, in
     # a domain without a log.
     if (

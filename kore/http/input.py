@@ -27,7 +27,9 @@ from kore.reactor.trace import report_exception
 
 if TYPE_CHECKING:
     from kore.http.answer import Sender
+    from kore.http.secure import Asked
     from kore.http.server import HttpServer, Prepared, Service
+    from kore.tls.stream import TlsStream
 
 BURST_MAX = 64
 """Pipelined requests served in one turn of the loop: more wait for the next, so that others get theirs."""
@@ -56,10 +58,10 @@ class Input:
         "stream", "stuck_at", "task", "write",
     )  # fmt: skip
 
-    service: Service
+    service: Service | Asked
     server: HttpServer
     recognise: Callable[[bytes], Head | None]
-    stream: Stream
+    stream: Stream | TlsStream
     write: Callable[[bytes], None]
     ready: bool  # a request may come, nothing is held back
     block: bytes  # the head of the request before
@@ -151,8 +153,7 @@ class Input:
                 self.block = block = data[position : match.end()]
                 length = len(block)
                 position += length
-                prepared = head.resolution
-                self.prepared = prepared if prepared is not None else self.service.prepare(head)
+                self.prepared = self.service.prepared(head)
             burst += 1
             self.handle(Request(self, self.prepared, block))  # type: ignore[arg-type]
         if position < end and not self.gone and not self.lingering:
@@ -245,7 +246,7 @@ class Input:
 
     def _begin(self, head: Head, parser: RequestParser) -> None:
         """A head came: its body, if any, is still to come."""
-        self.prepared = prepared = head.resolution if head.resolution is not None else self.service.prepare(head)
+        self.prepared = prepared = self.service.prepared(head)
         self.ready = self.heading = False
         request = self.request = Request(self, prepared, parser.block)  # type: ignore[arg-type]
         self.receiving = True

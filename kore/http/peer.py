@@ -8,8 +8,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from kore.driver import Stream
     from kore.http.connection import HttpConnection
     from kore.http.websocket.connection import WebSocketConnection
+    from kore.tls.stream import TlsStream
 
 
 class Peer:
@@ -17,6 +19,7 @@ class Peer:
 
     def __init__(self, connection: HttpConnection, fd: int) -> None:
         self._connection: HttpConnection | WebSocketConnection | None = connection
+        self._stream: Stream | TlsStream | None = connection.stream
         self._fd = fd
         self._websocket = False
         self._address: str | None = None
@@ -39,14 +42,24 @@ class Peer:
             return str(sock.getpeername()[0])
 
     @property
-    def x509(self) -> None:
-        """The client's certificate: None, as the connection is not encrypted."""
-        return None
+    def x509(self) -> bytes | None:
+        """The client's certificate in DER; None without one, which only a domain with `client_verify` asks for."""
+        stream = self._secure()
+        return None if stream is None else stream.certificate()
 
     @property
-    def x509dict(self) -> None:
-        """The client's certificate as a dict: None, as the connection is not encrypted."""
-        return None
+    def x509dict(self) -> dict[str, dict[str, str]] | None:
+        """The names in it: "subject" and "issuer", each by short names of attributes, "CN", "O"; None without one.
+
+        Of attributes that are there more than once the last counts.
+        """
+        stream = self._secure()
+        return None if stream is None else stream.certificate_names()
+
+    def _secure(self) -> TlsStream | None:
+        """The stream, where it is encrypted."""
+        stream = self._stream
+        return stream if stream is not None and hasattr(stream, "certificate") else None  # type: ignore[return-value]
 
     def disconnect(self) -> bool:
         """Close the connection once what was answered, and is still answered by the running handler, has left."""

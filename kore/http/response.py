@@ -72,10 +72,14 @@ def chunk(data: bytes) -> bytes:
 
 
 class Heads:
-    """Makes response heads for one server's settings."""
+    """Makes response heads for one server's settings.
 
-    def __init__(self, settings: HttpSettings) -> None:
+    `hsts_seconds`: for how long browsers are told to use TLS only (RFC 6797); 0: not, as where there is no TLS.
+    """
+
+    def __init__(self, settings: HttpSettings, hsts_seconds: int = 0) -> None:
         self.server = settings.http_server_version
+        self.hsts = f"strict-transport-security: max-age={hsts_seconds}; includeSubDomains" if hsts_seconds else None
         self.keepalive_time = settings.http_keepalive_time
         # By status and length, the common ones: HTTP/1.1, kept alive, no fields of the application.
         self.plain: dict[tuple[int, int], bytes] = {}
@@ -119,10 +123,14 @@ class Heads:
             lines.append(f"connection: keep-alive\r\nkeep-alive: timeout={self.keepalive_time}")
         else:
             lines.append("connection: close")
+        if self.hsts is not None:
+            lines.append(self.hsts)
         for name, value in fields:
             lower = name.lower()
             if lower in ("server", "date"):
                 lines[1 if lower == "server" else 2] = f"{name}: {value}"
+            elif lower == "strict-transport-security" and self.hsts in lines:
+                lines[lines.index(self.hsts)] = f"{name}: {value}"
             elif lower not in COMPUTED or status == 101:
                 lines.append(f"{name}: {value}")
         if length is CHUNKED:

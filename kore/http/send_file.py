@@ -124,7 +124,7 @@ def send(
         if name.lower() == "connection" and "close" in value.lower():
             connection.close_after = True
     length = sum(len(segment) if isinstance(segment, bytes) else segment[1] for segment in segments)
-    head = server.heads.build(status, prepared.head.minor, not connection.close_after, fields, length)
+    head = connection.service.responses.build(status, prepared.head.minor, not connection.close_after, fields, length)
     if prepared.is_head or not length:
         _close(fd)
         request._state = ANSWERED

@@ -23,7 +23,7 @@ from kore.http.gate import Gate, gated
 from kore.http.head import Head, HeadParser, common_lines
 from kore.http.request import Request
 from kore.http.response import Heads
-from kore.http.routes import Route, Router
+from kore.http.routes import Resolution, Route, Router
 from kore.http.settings import HttpSettings
 from kore.reactor.trace import report_exception
 
@@ -100,13 +100,26 @@ class Service:
         self.name = name
         self.protocol = "http"
         self.heads = HeadParser(server.settings.http_header_max)
+        self.recognise = self.heads.recognise
+        self.responses = server.heads
         self.operation: Any = None
         self.tell_at = 0  # when a failing accept() may be told again, in ticks
 
+    def prepared(self, head: Head) -> Prepared:
+        """What `head` leads to."""
+        prepared: Prepared | None = head.resolution
+        return prepared if prepared is not None else self.prepare(head)
+
     def prepare(self, head: Head) -> Prepared:
         """Find the route for `head`, and keep it with a head that is kept."""
+        prepared = self.prepare_found(head, self.router.resolve(head))
+        if head.kept:
+            head.resolution = prepared
+        return prepared
+
+    def prepare_found(self, head: Head, found: Resolution) -> Prepared:
+        """The same, for what was found."""
         server = self.server
-        found = self.router.resolve(head)
         route = found.route
         if route is not None:
             prepared = Prepared(head, route, route.handler, found.captures)
@@ -133,9 +146,7 @@ class Service:
         # The short way of a response asks nobody: not for those that somebody has to hear of, or that may come early.
         plain = prepared.log is None and prepared.gate is None and prepared.on_body_chunk is None
         if plain and prepared.keep_alive and head.minor and not prepared.is_head:
-            prepared.heads = server.heads.plain
-        if head.kept:
-            head.resolution = prepared
+            prepared.heads = self.responses.plain
         return prepared
 
     def log_of(self, head: Head | None) -> AccessLog | None:
@@ -154,11 +165,15 @@ class Service:
         if operation is not None:
             operation.cancel()
 
+    def connect(self, fd: int) -> Any:
+        """What owns a new connection."""
+        return HttpConnection(self, fd)
+
     def accepted(self, result: int) -> None:
         """A connection, or why there is none."""
         server = self.server
         if result >= 0:
-            connection = HttpConnection(self, result)
+            connection = self.connect(result)
             server.connections.add(connection)
             if server.draining:
                 connection.drain()
@@ -211,6 +226,7 @@ class HttpServer:
         self.board = board
         self.serving: Route | None = None
         self.heads = Heads(settings)
+        self.secure_heads: Heads | None = None  # where a service speaks TLS
         self.logs: dict[LogTarget, AccessLog] = {}
         self.store: BodyStore | None = None  # for bodies that are too large for memory
         if settings.http_body_disk_offload:
@@ -223,7 +239,7 @@ class HttpServer:
         self.resolve_name: Callable[[str], Any] | None = None
         """Finds what the application calls by name, a callback of a WebSocket; raises AttributeError. None: nothing."""
         self.services: list[Service] = []
-        self.connections: set[HttpConnection] = set()
+        self.connections: set[Any] = set()  # HttpConnection, and what it was before or became
         self.active = 0  # suspended handlers
         self.request_limit = settings.http_request_limit
         self.draining = False
@@ -253,9 +269,20 @@ class HttpServer:
 
     def listen(self, sock: socket.socket, router: Router, name: str = "default") -> None:
         """Serve `router`'s domains on a listening socket; its owner closes it."""
-        service = Service(self, sock, router, name)
+        self.add(Service(self, sock, router, name))
+
+    def add(self, service: Service) -> None:
+        """Serve what a service listens to."""
         self.services.append(service)
         service.start()
+
+    def heads_of(self, protocol: str) -> Heads:
+        """What makes the heads of responses over "http" or "https"."""
+        if protocol == "http":
+            return self.heads
+        if self.secure_heads is None:
+            self.secure_heads = Heads(self.settings, self.settings.http_hsts_enable)
+        return self.secure_heads
 
     # --- accepting -----------------------------------------------------------------------------------------
 
@@ -318,6 +345,8 @@ class HttpServer:
         self.now = before + min(passed, TICKS_AT_ONCE_MAX)
         self.keepalive_expires = self.now + self.keepalive_ticks
         self.heads.tick()
+        if self.secure_heads is not None:
+            self.secure_heads.tick()
         for log in self.logs.values():
             log.flush()
         for tick in range(before + 1, self.now + 1):
@@ -378,6 +407,8 @@ class HttpServer:
         self.stop_accepting()
         self.draining = True
         self.heads.stop_keeping()
+        if self.secure_heads is not None:
+            self.secure_heads.stop_keeping()
         self._drained = done
         for connection in self.connections:
             connection.drain()

@@ -16,6 +16,7 @@ class HttpSettings:
     http_write_timeout: int = 60
     http_keepalive_time: int = 20
     http_request_limit: int = 1000
+    http_hsts_enable: int = 31536000
     http_server_version: str = "kore"
     http_pretty_error: bool = False
     http_body_disk_offload: int = 0

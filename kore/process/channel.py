@@ -51,11 +51,14 @@ class Kind(enum.IntEnum):
     FATALX = 5  # stop the server, exit code 1; no body
     LISTENER = 6  # the listener of this worker's filter comes along; no body; once, before it is ready
     SITE = 7  # from the tracer: a call site, as kore.process.sites writes it
+    ABUSE = 8  # from the key manager: a worker's id and pid in decimal, and what it asked for that no honest one does
 
     STOP = 16  # drain and end; the signal's number (one byte)
     ABORT = 17  # end now; no body
     REOPEN = 18  # put the descriptor sent along in the place of the one with this decimal number
     STACKS = 19  # to the tracer: the reading end of the pipe for a worker's stacks; then its LISTENER, same body
+    JOIN = 20  # to the key manager: its end of a pair comes along; id (0: no worker) and pid of who has the other
+    KEYS = 21  # to who has the other end: it comes along; no body
 
     OBJECT = 32  # a piece of a pickled object for koreapp.onmsg; kore.process.pieces
     BROADCAST = 33  # a piece of a WebSocket message for the clients of a worker: its opcode, then the data

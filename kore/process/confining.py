@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import resource
 import struct
 import sys
 import sysconfig
@@ -74,7 +75,9 @@ def rights(plan: Plan, kind: str, deployment: Deployment, *, confined: bool) -> 
     identity = None
     if switch and own.runas is not None:
         identity = privileges.resolve(own.runas)
-    found = Rights(root=root, chroot=chroot, identity=identity, confined=confined)
+    # The key manager's memory is locked; the parent lets it, and nobody else.
+    locked = None if kind == "keymgr" else resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    found = Rights(root=root, chroot=chroot, identity=identity, confined=confined, locked_bytes_max=locked)
     _check_rights(found)
     if switch and os.geteuid() == 0 and deployment.name:
         who = "no user is named to switch to" if identity is None else f"user {identity.name} is root itself"
@@ -184,18 +187,21 @@ def _has_temporary_files(mine: Confinement) -> bool:
     )
 
 
-def kept_by_parent(confinement: Confinement) -> frozenset[int]:
-    """The capabilities that the parent needs to fork workers, to signal them, and to open logs again.
+def kept_by_parent(*children: Confinement) -> frozenset[int]:
+    """The capabilities that the parent needs to fork its children, to signal them, and to open logs again.
 
     CAP_SYS_PTRACE is for the log alone: to read which file or program a call was about that a worker is killed for.
     """
     kept = {privileges.CAP_SETPCAP, privileges.CAP_DAC_OVERRIDE, privileges.CAP_SYS_PTRACE}
-    if confinement.tracing:
-        kept.add(privileges.CAP_KILL)  # the tracer asks threads for their stacks
-    if confinement.rights.chroot:
-        kept.add(privileges.CAP_SYS_CHROOT)
-    if confinement.rights.identity is not None:
-        kept |= {privileges.CAP_SETUID, privileges.CAP_SETGID, privileges.CAP_KILL}
+    for child in children:
+        if child.process == "keymgr":
+            kept.add(privileges.CAP_IPC_LOCK)  # its memory is locked before it gives that up
+        if child.tracing:
+            kept.add(privileges.CAP_KILL)  # the tracer asks threads for their stacks
+        if child.rights.chroot:
+            kept.add(privileges.CAP_SYS_CHROOT)
+        if child.rights.identity is not None:
+            kept |= {privileges.CAP_SETUID, privileges.CAP_SETGID, privileges.CAP_KILL}
     return frozenset(kept)
 
 
@@ -220,6 +226,15 @@ def _seen(what: str, path: str, given: Rights, *, exists: bool = True) -> str:
     if inside is None or (exists and not _is_there(root, inside, outside)):
         raise StartError(f"{what}: {path} is not inside the root {root} of the workers; move it there, or -n")
     return inside
+
+
+def inside(what: str, path: str, given: Rights, *, exists: bool = True) -> tuple[str, str]:
+    """`path`, which counts from the root: as a process in that root sees it, and as the parent does.
+
+    Raises StartError when it can't be there.
+    """
+    seen = _seen(what, path, given, exists=exists)
+    return seen, f"{given.root}{seen}" if given.chroot else seen
 
 
 def _inside(root: str, path: str) -> str | None:

@@ -61,6 +61,8 @@ CAPABILITIES = {
 
 PACKAGES = {
     "asyncpg": ("postgresql", "kore.dbsetup() and kore.dbquery()"),
+    "cryptography": ("tls", "TLS servers"),
+    "acme": ("acme", "certificates by acme=True"),
     "pycurl": ("transfers", "kore.curl() and kore.httpclient()"),
     "pyseccomp": ("sandbox", "the filter of system calls"),
     "prctl": ("sandbox", "giving up capabilities"),
@@ -249,6 +251,26 @@ def container_kind(root: str = "/") -> str | None:
                  if word in groups), None)
 
 
+def tls() -> Iterator[Finding]:
+    """The OpenSSL that TLS servers would use, by making what they make."""
+    try:
+        import ssl
+
+        from kore.tls.libssl import TlsError
+        from kore.tls.offload import offload
+    except ImportError as error:
+        yield Finding(
+            "TLS", State.LESS, f"this Python has no ssl ({error}): servers serve with tls=False only",
+            "a Python that was built with OpenSSL (Debian: apt-get install libssl-dev, and build it again)")
+        return
+    try:
+        offload()
+    except TlsError as error:
+        yield Finding("TLS", State.LESS, str(error).partition("; ")[0], str(error).partition("; ")[2])
+    else:
+        yield Finding("TLS", State.GOOD, f"{ssl.OPENSSL_VERSION}; keys can be held by the key manager")
+
+
 def packages() -> Iterator[Finding]:
     """What kore imports when it needs it."""
     for module, (extra, use) in PACKAGES.items():
@@ -264,7 +286,7 @@ def packages() -> Iterator[Finding]:
             yield Finding(name, State.GOOD, f"not installed; {use} would need it: pip install 'kore[{extra}]'")
 
 
-EXAMINATIONS = (interpreter, engines, processors, limits, seccomp, landlock, user, container, packages)
+EXAMINATIONS = (interpreter, engines, processors, limits, seccomp, landlock, user, container, tls, packages)
 
 
 def _text(path: str) -> str:

@@ -1,4 +1,4 @@
-"""The parent: it forks the workers, hears what they say, replaces those that die, and stops them in the end.
+"""The parent: it forks services and workers, hears what they say, replaces those that die, and stops them in the end.
 
 It serves nothing, runs no coroutine and has no ring, so there is little that could kill it. One selector waits for
 signals, channels and the slow log; everything that must happen later is a deadline, never a sleep, and no wait for
@@ -22,12 +22,14 @@ from typing import NoReturn
 
 from kore.process import role
 from kore.process.channel import Channel, ChannelError, Kind, channel_pair
+from kore.process.forking import Blocked, fork
 from kore.process.log import LOG_ERR, LOG_INFO, LOG_NOTICE, Log
 from kore.process.output import Output, flush_own
 from kore.process.relay import Relay
 from kore.process.reopening import AccessLog, Reopening
 from kore.process.report import Death, death_report, signal_name
 from kore.process.seat import Seat
+from kore.process.services import Row, Service, Surroundings, introduce
 from kore.process.supervision import Supervision
 from kore.process.tracer import Brief
 from kore.process.tracing import Tracing
@@ -69,10 +71,12 @@ class Orders:
     """Whether a worker puts a filter on and sends its listener; from others nobody takes one."""
     piped: bool = False
     """Whether what a worker writes to its standard streams comes here and is logged; else it has the parent's."""
+    services: Callable[[Parent], Iterable[Row]] = lambda _: ()
+    """The children that serve no clients, in the order of their start."""
     tracing: Brief | None = None
     """What a tracer must know, when there is to be one."""
     name: str = "kore"
-    """The first word of the tracer's title."""
+    """The first word of their titles."""
     ignore_interrupt: bool = False
     """In the background there is no terminal whose Ctrl-C could be meant."""
     trapped: frozenset[int] = frozenset()
@@ -113,7 +117,7 @@ class Parent:
         self.orders = orders
         self.log = log
         self.state = State.STARTING
-        self.seats = [Seat(worker) for worker in range(1, orders.workers + 1)]
+        self.seats = [Seat(worker=worker) for worker in range(1, orders.workers + 1)]
         self.exit_code = EXIT_STOPPED
         self._pid = os.getpid()
         self._signals: list[int] = []
@@ -124,8 +128,9 @@ class Parent:
         self._relay = Relay(self._selector, log, self._after)
         self.tracing: Tracing | None = None
         if orders.tracing is not None:
-            self.tracing = Tracing(self._selector, log, orders.tracing, orders.name)
+            self.tracing = Tracing(log, orders.tracing)
         self._supervision = self.tracing or Supervision(self._selector, log)
+        self.services = self._make_services()
         self._reopening = Reopening(orders.access_logs, log, self._after)
         self._wake_in, self._wake_out = socket.socketpair()
 
@@ -137,27 +142,84 @@ class Parent:
         self._take_signals()
         flush_own()
         try:
-            if self.tracing is not None:
-                self.tracing.start(self._become_tracer)
-            for seat in self.seats:
-                if self.state is State.STARTING:
-                    self._fork(seat)
             self._after(START_SECONDS_MAX, self._start_expired)
+            self._start_next()
             while not self._finished():
                 self._turn()
-            if self.tracing is not None:
-                self.tracing.finish()
         finally:
             self._kill()
             for seat in self.seats:
                 if seat.pid:
                     os.waitpid(seat.pid, 0)
                     seat.left()
-            if self.tracing is not None:
-                self.tracing.kill()
+            for service in self.services:
+                service.kill()
             self._restore_signals()  # before the fd that signals wake goes
             self._release()
         return self.exit_code
+
+    # Services.
+
+    def _make_services(self) -> list[Service]:
+        around = Surroundings(
+            selector=self._selector,
+            log=self.log,
+            title=self.orders.name,
+            after=self._after,
+            settle=self._settle_service,
+            ready=self._service_ready,
+            starting=lambda: self.state is State.STARTING,
+            failed=self._start_failed,
+            serving=lambda: self.state in (State.STARTING, State.SERVING),
+            fatal=self._fatal,
+        )
+        services = [Service(row=row, around=around) for row in self.orders.services(self)]
+        if self.tracing is not None:
+            self.tracing.service = Service(row=self.tracing.row(), around=around)
+            services.insert(0, self.tracing.service)
+        return services
+
+    def _start_next(self) -> None:
+        """Fork what comes next in the order of the start, up to a service that the others wait for."""
+        for service in self.services:
+            if not service.pid and self.state is State.STARTING:
+                service.fork()
+            if not (service.ready or service.ended):
+                return
+        for seat in self.seats:
+            if not seat.pid and self.state is State.STARTING:
+                self._fork(seat)
+
+    def _service_ready(self, service: Service) -> None:
+        self._introduce_all(service)
+        if self.state is State.STARTING and service.row.says_ready:
+            self._start_next()
+
+    def _introduce_all(self, service: Service) -> None:
+        """Give it a pair with all it serves, and with all that serve it."""
+        for other in self.services:
+            if other.ready and other.row.name in service.row.serves:
+                introduce(service, other, 0, self._after)
+            if other.ready and service.row.name in other.row.serves:
+                introduce(other, service, 0, self._after)
+        if "worker" in service.row.serves:
+            for seat in self.seats:
+                if seat.pid:
+                    introduce(service, seat, seat.worker, self._after)
+
+    def kill_worker(self, worker: int, pid: int, reason: str) -> None:
+        """Kill a worker for what a service saw it do, unless the process that did it is gone."""
+        for seat in self.seats:
+            if seat.worker == worker and seat.pid == pid:
+                self.log.parent(LOG_ERR, f"worker {worker} (pid {pid}) is killed: {reason}")
+                os.kill(pid, signal.SIGKILL)
+
+    def kill_service(self, name: str, pid: int, reason: str) -> None:
+        """The same of the service called `name`."""
+        for service in self.services:
+            if service.row.name == name and service.pid == pid:
+                self.log.parent(LOG_ERR, f"{service.row.what} (pid {pid}) is killed: {reason}")
+                os.kill(pid, signal.SIGKILL)
 
     # The loop.
 
@@ -177,7 +239,13 @@ class Parent:
             heapq.heappop(self._deadlines)[2]()
 
     def _finished(self) -> bool:
-        return self.state in (State.STOPPING, State.ABORTING) and not any(seat.pid for seat in self.seats)
+        if self.state not in (State.STOPPING, State.ABORTING) or any(seat.pid for seat in self.seats):
+            return False
+        for service in reversed(self.services):
+            service.stop()
+            if service.pid:
+                return False  # what it needs ends after it
+        return True
 
     def _after(self, seconds: float, call: Callable[[], None]) -> None:
         self._sequence += 1
@@ -240,6 +308,9 @@ class Parent:
             self._pass_on(number)
 
     def _pass_on(self, number: int) -> None:
+        for service in self.services:
+            if service.pid and number in service.row.signals:
+                os.kill(service.pid, number)
         for seat in self.seats:
             if seat.pid:
                 os.kill(seat.pid, number)
@@ -306,20 +377,18 @@ class Parent:
         my_messages.refuse_descriptors()
         if not self.orders.filtered:
             mine.refuse_descriptors()
-        # Blocked until the child has its own handlers: a signal in between would be noted for nobody.
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        try:
-            pid = os.fork()
-        except OSError as error:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-            self._close_ends(channels, output)
-            self._no_worker(seat, f"no process: {error.strerror}")
-            return
-        if pid == 0:
+
+        def become(blocked: Blocked) -> NoReturn:
             # Closed with the others: they would hide the parent's death from its own worker.
             seat.channel, seat.messages, seat.output = mine, my_messages, output
             self._become_worker(seat, theirs, their_messages, stacks, blocked)
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+        try:
+            pid = fork(become)
+        except OSError as error:
+            self._close_ends(channels, output)
+            self._no_worker(seat, f"no process: {error.strerror}")
+            return
         theirs.close()
         their_messages.close()
         if self.tracing is not None:
@@ -330,6 +399,9 @@ class Parent:
             self._selector.register(output, selectors.EVENT_READ, lambda: self._read_output(output))
         self._selector.register(mine, selectors.EVENT_READ, lambda: self._hear(seat, mine))
         self._relay.join(seat.worker, my_messages, lambda error: self._nonsense(seat, error))
+        for service in self.services:
+            if service.ready and "worker" in service.row.serves:
+                introduce(service, seat, seat.worker, self._after)
 
     @staticmethod
     def _close_ends(channels: list[Channel], output: Output | None) -> None:
@@ -341,7 +413,7 @@ class Parent:
             output.close()
 
     def _become_worker(
-        self, seat: Seat, channel: Channel, messages: Channel, stacks: int | None, blocked: Iterable[int]
+        self, seat: Seat, channel: Channel, messages: Channel, stacks: int | None, blocked: Blocked
     ) -> NoReturn:
         """In the child: give up what is the parent's, take the role, work, end. Never returns to the parent's stack."""
         code = 1
@@ -374,8 +446,8 @@ class Parent:
         finally:
             role.end(code)
 
-    def _become_tracer(self) -> None:
-        """In the child: give up what is the parent's; no signal but the parent's end ends a tracer."""
+    def _settle_service(self) -> None:
+        """In the child: give up what is the parent's; no signal but the parent's end ends a service."""
         signal.set_wakeup_fd(-1)
         for number in self._handled_signals():
             signal.signal(number, signal.SIG_DFL if number == signal.SIGCHLD else signal.SIG_IGN)
@@ -392,6 +464,8 @@ class Parent:
         self._wake_in.close()
         self._wake_out.close()
         self._supervision.close()
+        for service in self.services:
+            service.release()
         for seat in self.seats:
             seat.close()
 
@@ -403,8 +477,8 @@ class Parent:
             self._after(max(seat.next_delay(0.0), 0.1), lambda: self._restart(seat))
 
     def _reap(self) -> None:
-        if self.tracing is not None:
-            self.tracing.reap()
+        for service in self.services:
+            service.reap()
         for seat in self.seats:
             if seat.pid:
                 pid, status = os.waitpid(seat.pid, os.WNOHANG)
@@ -415,9 +489,9 @@ class Parent:
 
     def _reap_strangers(self) -> None:
         """As process 1 of a container, bury the orphans that the kernel hands over, whoever started them."""
-        while any(seat.pid for seat in self.seats):
+        while any(child.pid for child in (*self.seats, *self.services)):
             ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            mine = {seat.pid for seat in self.seats} | {self.tracing.pid if self.tracing is not None else 0}
+            mine = {child.pid for child in (*self.seats, *self.services)}
             if ended is None or ended.si_pid in mine:
                 return  # a worker's end is read where it means something, in the next turn
             os.waitpid(ended.si_pid, 0)
@@ -467,8 +541,9 @@ class Parent:
 
     def _start_expired(self) -> None:
         if self.state is State.STARTING:
-            late = ", ".join(str(seat.worker) for seat in self.seats if not seat.ready)
-            self.log.parent(LOG_ERR, f"not ready after {START_SECONDS_MAX:g} s: worker {late}")
+            services = [service.row.what for service in self.services if not service.ready]
+            late = ", ".join(services or [f"worker {seat.worker}" for seat in self.seats if not seat.ready])
+            self.log.parent(LOG_ERR, f"not ready after {START_SECONDS_MAX:g} s: {late}")
             self._start_failed()
 
     # Messages.
@@ -528,11 +603,14 @@ class Parent:
                 self.log.parent(LOG_NOTICE, f"worker {seat.worker} asks to stop the server")
                 self.stop()
             case Kind.FATALX:
-                self.log.parent(LOG_ERR, f"worker {seat.worker} stops the server: fatalx")
-                self.exit_code = EXIT_FATAL
-                self.abort() if self.state is State.STARTING else self.stop()
+                self._fatal(f"worker {seat.worker}")
             case _:
                 raise ChannelError(f"a {kind.name}, which no worker sends here")
+
+    def _fatal(self, who: str) -> None:
+        self.log.parent(LOG_ERR, f"{who} stops the server: fatalx")
+        self.exit_code = EXIT_FATAL
+        self.abort() if self.state is State.STARTING else self.stop()
 
     def _ready(self, seat: Seat) -> None:
         seat.ready = True

@@ -1,16 +1,18 @@
-"""Two prctl(2) calls a child makes of itself: its short name, and the wish not to outlive its parent.
+"""Calls a child makes of itself: its short name, the wish not to outlive its parent, memory that nobody else reads.
 
-Through ctypes on the C library that is loaded anyway: two calls in a process's life are not worth a dependency.
-Elsewhere than on Linux both do nothing and say so.
+Through ctypes on the C library that is loaded anyway: a few calls in a process's life are not worth a dependency.
+Elsewhere than on Linux they do nothing and say so.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import sys
 
 PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
 PR_SET_NAME = 15
 COMM_BYTES_MAX = 15  # TASK_COMM_LEN is 16, with the terminating NUL
 
@@ -42,3 +44,10 @@ def set_parent_death_signal(number: int) -> bool:
         return False
     _prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(number))
     return True
+
+
+def forbid_dumps() -> None:
+    """No core dumps, and no looks at this process's memory by others of its user. Raises OSError."""
+    if sys.platform == "linux":
+        _prctl(PR_SET_DUMPABLE, ctypes.c_ulong(0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -19,6 +19,7 @@ from kore.process.log import LOG_ERR, Log, cut, standard_output
 if TYPE_CHECKING:
     from kore.http.server import HttpServer
     from kore.process.post import Post
+    from kore.process.worker_tls import WorkerTls
 
 
 class Role:
@@ -29,6 +30,7 @@ class Role:
     workers = 0  # how many there are; known to workers
     post: Post | None = None  # what a worker sends to workers with
     server: HttpServer | None = None
+    tls: WorkerTls | None = None
 
     def __init__(self, log: Log | None = None) -> None:
         self._log = log
@@ -62,17 +64,15 @@ class Role:
         application.trap(number)
 
 
-class WorkerRole(Role):
-    """A worker: what it says goes to the parent, who knows from the channel whose words they are."""
+class ChildRole(Role):
+    """A child of the parent: what it says goes there, who knows from the channel whose words they are."""
 
-    def __init__(self, worker: int, channel: Channel) -> None:
+    def __init__(self, label: str, channel: Channel) -> None:
         super().__init__()
-        self.label = f"[wrk {worker}]"
-        self.worker = worker
+        self.label = label
         self.channel = channel
         self.dropped = 0  # lines the channel would not take and the parent has not been told of
         self.on_dropped: Callable[[], None] = nothing  # called at the first of them: try again later
-        self.on_trap: Callable[[int], None] = lambda _: None
 
     def log(self, priority: int, text: str) -> None:
         if self.dropped:
@@ -88,6 +88,20 @@ class WorkerRole(Role):
         if self.dropped and self.channel.send(Kind.DROPPED, b"%d" % self.dropped):
             self.dropped = 0
 
+    def fatalx(self, reason: str) -> NoReturn:
+        self.channel.send_last(Kind.LOG, log_body(LOG_ERR, reason))
+        self.channel.send_last(Kind.FATALX)
+        end(1)
+
+
+class WorkerRole(ChildRole):
+    """A worker."""
+
+    def __init__(self, worker: int, channel: Channel) -> None:
+        super().__init__(f"[wrk {worker}]", channel)
+        self.worker = worker
+        self.on_trap: Callable[[int], None] = lambda _: None
+
     def last_words(self) -> None:
         """Before the end: the count of what was lost and messages that wait, both with a moment for room."""
         if self.post is not None:
@@ -99,11 +113,6 @@ class WorkerRole(Role):
         """Log and end with exit code 1, at once: no handler above can turn this into a 500."""
         self.channel.send_last(Kind.LOG, log_body(LOG_ERR, reason))
         self.last_words()
-        end(1)
-
-    def fatalx(self, reason: str) -> NoReturn:
-        self.channel.send_last(Kind.LOG, log_body(LOG_ERR, reason))
-        self.channel.send_last(Kind.FATALX)
         end(1)
 
     def shutdown(self) -> bool:

@@ -14,18 +14,27 @@ Value = tuple[str, str]
 """A value as it is shown, and where it comes from."""
 
 
-def effective(plan: Plan, deployment: Deployment, decided: Mapping[str, Value], notices: Sequence[str]) -> str:
-    """The text. `decided` are values that are no options, or that something else than the application decided."""
-    return "\n".join([*_served(plan, deployment), *(f"notice: {one}" for one in notices), "", *_options(plan, decided)])
+def effective(
+    plan: Plan, deployment: Deployment, decided: Mapping[str, Value], notices: Sequence[str],
+    certificates: Mapping[int, Sequence[str]],
+) -> str:
+    """The text. `decided` are values that are no options, or that something else than the application decided;
+    `certificates` are lines about those of each domain, by its index.
+    """
+    served = _served(plan, deployment, certificates)
+    return "\n".join([*served, *(f"notice: {one}" for one in notices), "", *_options(plan, decided)])
 
 
-def _served(plan: Plan, deployment: Deployment) -> Iterator[str]:
+def _served(plan: Plan, deployment: Deployment, certificates: Mapping[int, Sequence[str]]) -> Iterator[str]:
     where = "in the foreground" if deployment.foreground else "in the background"
     yield f"deployment: {deployment.name or 'not set, started as root'}, {where}"
     for listener in plan.listeners:
-        yield f"server {listener.name}: http on {listener.url}"
-        for domain in plan.routers[listener.name].domains:
+        yield f"server {listener.name}: {'https' if listener.tls else 'http'} on {listener.url}"
+        # A router has the domains of its server in the order of their declaration, as the plan has all.
+        indexes = [index for index, planned in enumerate(plan.domains) if planned.server == listener.name]
+        for index, domain in zip(indexes, plan.routers[listener.name].domains, strict=True):
             yield f"  domain {domain.pattern}"
+            yield from (f"    {line}" for line in certificates.get(index, ()))
             for route in (*domain.routes, *domain.file_routes.values(), *domain.mounts):
                 yield f"    {route.name}"
     if plan.tasks:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from kore import reactor
 from kore.application.declared import application
@@ -20,18 +21,23 @@ from kore.application.plan import Plan, freeze
 from kore.application.privileges import Deployment
 from kore.bsd import pledge
 from kore.errors import ConfigurationError, EngineError, StartError
-from kore.process import affinity, ahead, confining, role, title, worker
+from kore.process import affinity, ahead, confining, locking, role, securing, title, worker
 from kore.process.daemon import Daemon, daemonise
 from kore.process.descriptors import inherited, open_standard
 from kore.process.log import LOG_ERR, LOG_INFO, LOG_NOTICE, FileSink, Log, SyslogSink, standard_output
 from kore.process.parent import EXIT_FATAL, Orders, Parent
 from kore.process.pidfile import HeldError, Pidfile
 from kore.process.reopening import access_logs
+from kore.process.services import Row
 from kore.process.sites import Sites
 from kore.process.tracer import Brief
 from kore.process.tracing import free_signal
 from kore.sandbox import confinement, privileges
 from kore.version import __version__
+
+if TYPE_CHECKING:
+    from kore.process.acme import AcmeOrders
+    from kore.process.keymgr import KeyOrders
 
 DRAIN_SECONDS = 10.0
 DRAIN_SECONDS_DEV = 1.0
@@ -54,6 +60,10 @@ class Options:
     learn: bool = False
     """Write the seccomp hook that the application needs to standard output at the end."""
     output: str | None = None
+    acme: str | None = None
+    """Do what this command of ``kore acme`` says, status or test, and serve nothing."""
+    provider: str | None = None
+    """The directory that ``kore acme test`` asks instead."""
     """And to this file."""
 
 
@@ -66,6 +76,7 @@ def start(path: str, arguments: Sequence[str], options: Options) -> int:
     reactor.set_log(role.role.log)
     server = None
     try:
+        application.listens = options.acme != "status"
         plan = _plan(path, arguments)
         if options.trace:
             plan = replace(plan, settings=replace(plan.settings, seccomp_tracing=True))
@@ -144,6 +155,10 @@ class _Start:
         self.pidfile: Pidfile | None = None
         self.strays = strays
         self.confinement = confinement.Confinement(process="worker", on=False)
+        self.keys: KeyOrders | None = None
+        """What the key manager is told, when there is one."""
+        self.acme: AcmeOrders | None = None
+        """What the ACME process is told, when a domain gets its certificates from an authority."""
         self.sites: Sites | None = None
         """What tracing found."""
         self.stack_signal = free_signal(plan.signals) if plan.settings.seccomp_tracing else None
@@ -153,6 +168,8 @@ class _Start:
         if not (self.plan.listeners or self.plan.tasks or self.plan.hooks.workerstart):
             raise StartError("nothing to do: the application declares no server and creates no task")
         self._check_privileges()
+        if self.options.acme is not None:
+            return self._acme(self.options.acme)
         try:
             self.engine, self.fallback = self._select_engine()
         except EngineError as error:
@@ -189,6 +206,26 @@ class _Start:
         """Root that was asked to give its rights away must be able to, or not start: silence would be a lie."""
         self.confinement = confining.confine(self.plan, self.deployment)
         confinement.prepare(self.confinement)
+        self.plan = securing.secured(self.plan, self.confinement.rights)
+        if securing.speaks_tls(self.plan):
+            from kore.process import keeping
+
+            self.keys = keeping.orders_of(self.plan, self.deployment, self.confinement)
+            if self.keys.acme is not None:
+                from kore.process import issuing
+
+                self.acme = issuing.orders_of(self.plan, self.deployment, self.confinement)
+
+    def _acme(self, command: str) -> int:
+        """The commands of ``kore acme``. Raises StartError."""
+        if self.acme is None or self.keys is None or self.keys.acme is None:
+            raise StartError("no domain of the application has acme=True")
+        from kore.process import acme_command
+
+        root = self.keys.confinement.rights.root or os.getcwd()
+        if command == "status":
+            return acme_command.status(self.acme, root)
+        return acme_command.test(self.acme, self.keys.acme, self.plan, root, self.options.provider)
 
     def _show(self) -> int:
         """What check prints: everything that would be served, and every option with where it comes from."""
@@ -196,22 +233,32 @@ class _Start:
 
         io = "KORE_IO" if os.environ.get("KORE_IO") else self.fallback or "the best there is"
         confined = "KORE_SANDBOX" if os.environ.get("KORE_SANDBOX") else "the deployment"
-        decided = {"engine": (self.engine, io), "workers live in": (self._home(), "root, runas and the deployment")}
+        decided = {
+            "engine": (self.engine, io),
+            "workers live in": (_home(self.confinement), "root, runas and the deployment"),
+        }
+        if self.keys is not None:
+            decided["key manager lives in"] = (_home(self.keys.confinement), "keymgr_root, keymgr_runas, as above")
         if self.plan.settings.sandbox is None or os.environ.get("KORE_SANDBOX"):
             decided["sandbox"] = ("yes" if self.confinement.on else "no", confined)
+        if securing.spares_browsers(self.plan):
+            decided["http_hsts_enable"] = ("0", "the local authority")
         if self.plan.settings.workers is None:
             decided["workers"] = (str(self.workers), "CPUs that this process may use")
-        print(effective(self.plan, self.deployment, decided, self._notices()), flush=True)
+        served = securing.examine(self.plan, self.deployment)
+        print(effective(self.plan, self.deployment, decided, self._notices(), served), flush=True)
         return 0
-
-    def _home(self) -> str:
-        """Where workers live and who they are, for people."""
-        rights = self.confinement.rights
-        home = f"{rights.root or os.getcwd()} by {'chroot' if rights.chroot else 'chdir'}"
-        return home if rights.identity is None else f"{home} as user {rights.identity.name}"
 
     def _notices(self) -> list[str]:
         found = [*confining.notices(self.confinement, self.deployment), *self.plan.notices]
+        if self.keys is not None:
+            from kore.process import keeping
+
+            found += keeping.notices(self.keys, self.confinement)
+        if self.acme is not None:
+            from kore.process import issuing
+
+            found += issuing.notices(self.acme)
         if self.plan.settings.pledge and not pledge.available():
             found.append("kore.config.pledge: only OpenBSD has pledge(2); nothing is promised here")
         return found
@@ -255,8 +302,16 @@ class _Start:
         mine = self.confinement
         ahead.load_ahead(mine)
         ahead.make_offload(mine)
+        children = [mine]
+        if self.keys is not None:
+            from kore.process import worker_tls as _worker_tls  # noqa: F401 (workers may live where it cannot be loaded)
+
+            locking.allow()
+            children.append(self.keys.confinement)
+        if self.acme is not None:
+            children.append(self.acme.confinement)
         if mine.on:
-            privileges.restrain_parent(confining.kept_by_parent(mine))
+            privileges.restrain_parent(confining.kept_by_parent(*children))
 
     def _hook(self, hook: Callable[[], object]) -> None:
         """Call a hook of the parent; what it raises is reported and stops nothing."""
@@ -291,7 +346,7 @@ class _Start:
         for notice in self._notices():
             self.log.parent(LOG_NOTICE, notice)
         for listener in self.plan.listeners:
-            self._say(f"serving http on {listener.url}")
+            self._say(f"serving {'https' if listener.tls else 'http'} on {listener.url}")
 
     def _orders(self) -> Orders:
         settings = self.plan.settings
@@ -322,6 +377,7 @@ class _Start:
             drain_seconds=drain,
             filtered=self.confinement.on or self.confinement.tracing,
             piped=self.confinement.on,
+            services=self._services,
             tracing=self._brief(),
             name=self.name,
             ignore_interrupt=not foreground,
@@ -331,6 +387,17 @@ class _Start:
             route_name=names.get,
             access_logs=access_logs(self.plan.domains),
         )
+
+    def _services(self, parent: Parent) -> Iterator[Row]:
+        """The table of services, in the order of their start."""
+        if self.keys is not None:
+            from kore.process import keymgr
+
+            yield keymgr.row_of(self.keys, parent)
+        if self.acme is not None:
+            from kore.process import acme
+
+            yield acme.row_of(self.acme)
 
     def _brief(self) -> Brief | None:
         if self.stack_signal is None or application.loaded is None:
@@ -350,6 +417,13 @@ class _Start:
         self._say(f"ready: {count} worker{'s' if count > 1 else ''}, pid {' '.join(map(str, pids))}")
         if self.daemon is not None:
             self.daemon.ready()
+
+
+def _home(given: confinement.Confinement) -> str:
+    """Where processes live and who they are, for people."""
+    rights = given.rights
+    home = f"{rights.root or os.getcwd()} by {'chroot' if rights.chroot else 'chdir'}"
+    return home if rights.identity is None else f"{home} as user {rights.identity.name}"
 
 
 def _overruled(deployment: Deployment, options: Options) -> Deployment:

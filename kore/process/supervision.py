@@ -11,6 +11,7 @@ import os
 import select
 import selectors
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -36,7 +37,11 @@ class _Watched:
 class Supervision:
     """The listeners of all workers. The parent calls join() when one comes, and leave() after a death."""
 
-    def __init__(self, selector: selectors.BaseSelector, log: Log) -> None:
+    def __init__(
+        self, selector: selectors.BaseSelector, log: Log, who: Callable[[int], str] = "worker {}".format
+    ) -> None:
+        """`who` names, for the log, the process with an id."""
+        self._who = who
         self._selector = selector
         self._log = log
         self._watched: dict[int, _Watched] = {}
@@ -88,7 +93,7 @@ class Supervision:
             # Nothing is reaped but by the parent, so the pid is still its worker's.
             watched.fatal = watched.fatal or name_of(found.number, machine)
             self._log.parent(
-                LOG_ERR, f"worker {watched.worker} (pid {watched.pid}) is killed: its sandbox forbids {text}"
+                LOG_ERR, f"{self._who(watched.worker)} (pid {watched.pid}) is killed: its sandbox forbids {text}"
             )
             os.kill(watched.pid, signal.SIGKILL)
         else:
@@ -103,7 +108,7 @@ class Supervision:
         try:
             if notification.still_waits(watched.fd, found):  # so the pid is that of the process that waits
                 self._log.parent(
-                    LOG_ERR, f"process {pid} of worker {watched.worker} is killed: its sandbox forbids {text}"
+                    LOG_ERR, f"process {pid} of {self._who(watched.worker)} is killed: its sandbox forbids {text}"
                 )
                 signal.pidfd_send_signal(fd, signal.SIGKILL)
         except ProcessLookupError:

@@ -41,6 +41,7 @@ from kore.sandbox.confinement import Confinement
 
 if TYPE_CHECKING:
     from kore.http.asgi.lifespan import Lifespans
+    from kore.process.worker_tls import WorkerTls
 
 GC_THRESHOLDS = (20_000, 20, 50)
 """Allocations between collections: what a request makes dies by its reference count, so collecting finds little."""
@@ -92,6 +93,10 @@ def run(orders: WorkerOrders, place: WorkerPlace) -> int:
     reactor.set_log(role.role.log)
     gc.set_threshold(*GC_THRESHOLDS)
     try:
+        tls = _tls(orders)
+    except StartError as error:
+        role.role.fatalx(f"TLS cannot be served: {error}")
+    try:
         loop = _confined(orders, place)
     except EngineError as error:
         role.role.log(LOG_ERR, f"no {orders.engine} engine: {error}")
@@ -107,13 +112,22 @@ def run(orders: WorkerOrders, place: WorkerPlace) -> int:
         role.role.log(LOG_ERR, str(error))
         loop.close()
         return 1
-    worker = Worker(orders, place, loop)
+    worker = Worker(orders, place, loop, tls)
     loop.call_soon(worker.start)
     try:
         loop.run_forever()
     finally:
         worker.close()
     return worker.exit_code
+
+
+def _tls(orders: WorkerOrders) -> WorkerTls | None:
+    """What TLS needs, before the sandbox closes; None where no server speaks it. Raises StartError."""
+    if not any(listener.tls for listener in orders.plan.listeners):
+        return None
+    from kore.process.worker_tls import WorkerTls
+
+    return WorkerTls(orders.plan, role.role.log)
 
 
 def _settle(orders: WorkerOrders, place: WorkerPlace) -> None:
@@ -209,7 +223,9 @@ def _served(orders: WorkerOrders) -> HttpSettings:
 class Worker:
     """The life of one worker on its loop. `start` is the loop's first callback; `close` comes after its last."""
 
-    def __init__(self, orders: WorkerOrders, place: WorkerPlace, loop: reactor.Loop) -> None:
+    def __init__(
+        self, orders: WorkerOrders, place: WorkerPlace, loop: reactor.Loop, tls: WorkerTls | None = None
+    ) -> None:
         self.orders = orders
         self.place = place
         self.loop = loop
@@ -225,6 +241,7 @@ class Worker:
         self.post = Post(place.messages)
         self.watchdog: Watchdog | None = None
         self.lifespans: Lifespans | None = None
+        self.tls = tls
 
     def start(self) -> None:
         """Hear the parent and the signals, let the application start, then accept."""
@@ -237,6 +254,7 @@ class Worker:
             mine.workers = self.place.workers
             mine.post = self.post
             mine.server = self.server
+            mine.tls = self.tls
         self._take_signals()
         tasks.process_loop = self.loop
         if not self._hook("python_runtime_execute", self.hooks.workerstart):
@@ -244,6 +262,13 @@ class Worker:
             self._finish()
             return
         self.loop.adopt_pending()
+        if self.tls is None:
+            self._start_served()
+        else:
+            # Clients that came before would be turned away.
+            self.tls.open(self.loop, self._start_served)
+
+    def _start_served(self) -> None:
         if not self.orders.plan.mounts:
             self._serve()
             return
@@ -281,6 +306,9 @@ class Worker:
         if self.place.worker in plan.settings.worker_no_accept:
             return
         for listener in plan.listeners:
+            if listener.tls and self.tls is not None:
+                self.tls.listen(self.server, listener)
+                continue
             self.server.listen(listener.sock, plan.routers[listener.name], listener.name)
 
     # The parent's words.
@@ -295,6 +323,8 @@ class Worker:
                     self._abort()
                 elif kind is Kind.REOPEN and fd is not None:
                     self._reopen(body, fd)
+                elif kind is Kind.KEYS and fd is not None and self.tls is not None:
+                    self.tls.connect(fd)
         except (EOFError, ChannelError):
             # The parent is dead: nobody would replace this worker, read its log, or ever tell it to stop.
             self.loop.remove_reader(self.place.channel.fileno())
@@ -423,6 +453,8 @@ class Worker:
         finally:
             kill_running()
             self.post.close()
+            if self.tls is not None:
+                self.tls.close()
             self.loop.close()
             spawning.close()
             if isinstance(mine, role.WorkerRole):

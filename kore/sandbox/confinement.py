@@ -22,7 +22,7 @@ class Confinement:
     """What one kind of process may. All paths are as the process sees them when it has entered its root."""
 
     process: str
-    """"worker", for one."""
+    """"worker", "keymgr" or "acme"."""
     on: bool
     """Whether there is a sandbox at all. Without one only the root directory and the user change."""
     tracing: bool = False

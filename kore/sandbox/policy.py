@@ -33,8 +33,10 @@ from kore.sandbox.rules import (
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What a worker does, as far as its system calls tell."""
+    """What a worker does, as far as its system calls tell; or a service, which has a list of its own."""
 
+    role: str = "worker"
+    """"worker", or the name of a service in service_policy.py: of that only `write` matters."""
     engine: str = "uring"
     files: bool = False
     """It serves files."""
@@ -264,7 +266,7 @@ def _sockets(features: Features) -> Iterator[Rule]:
     Protocols are named because Landlock bounds TCP and nothing else: SCTP or MPTCP would lead around it.
     """
     yield from pairs()
-    yield from _options()
+    yield from options()
     if features.connect:
         yield from no_fast_open()
         if features.paths:
@@ -296,7 +298,8 @@ def no_fast_open() -> Iterator[Rule]:
         yield Rule(call, refuse(errno.EOPNOTSUPP), (word_masked_is(flags, MSG_FASTOPEN, MSG_FASTOPEN),))
 
 
-def _options() -> Iterator[Rule]:
+def options() -> Iterator[Rule]:
+    """Options of sockets."""
     for level, unwanted in SOCKET_OPTIONS.items():
         for option in unwanted:
             yield Rule("setsockopt", refuse(errno.EPERM), (word_is(1, level), word_is(2, option)))

@@ -32,6 +32,7 @@ CAP_KILL: Final = 5
 CAP_SETGID: Final = 6
 CAP_SETUID: Final = 7
 CAP_SETPCAP: Final = 8
+CAP_IPC_LOCK: Final = 14
 CAP_SYS_CHROOT: Final = 18
 CAP_SYS_PTRACE: Final = 19
 
@@ -41,6 +42,7 @@ NAMES: Final = {
     CAP_SETGID: "CAP_SETGID",
     CAP_SETUID: "CAP_SETUID",
     CAP_SETPCAP: "CAP_SETPCAP",
+    CAP_IPC_LOCK: "CAP_IPC_LOCK",
     CAP_SYS_CHROOT: "CAP_SYS_CHROOT",
     CAP_SYS_PTRACE: "CAP_SYS_PTRACE",
 }
@@ -85,6 +87,8 @@ class Rights:
     """Whether capabilities, their ways back, dumps and limits go as well: the sandbox. Linux only."""
     processes_max: int | None = None
     """RLIMIT_NPROC, which counts threads too, all of the user's (getrlimit(2)); None: untouched."""
+    locked_bytes_max: int | None = None
+    """RLIMIT_MEMLOCK; None: untouched."""
     parent: int | None = None
     """The parent's pid: the process ends when the parent does. None: it does not care."""
 
@@ -140,6 +144,8 @@ def give_up(rights: Rights) -> None:
         _limit("RLIMIT_NOFILE", resource.getrlimit(resource.RLIMIT_NOFILE)[0])  # as it is, and no higher
         if rights.processes_max is not None:
             _limit("RLIMIT_NPROC", rights.processes_max)
+        if rights.locked_bytes_max is not None:
+            _limit("RLIMIT_MEMLOCK", rights.locked_bytes_max)
     _enter(rights.root, rights.chroot)
     if rights.confined:
         with step("drop the bounding and ambient capabilities, lock the securebits"):

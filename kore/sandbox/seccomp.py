@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
 from kore.errors import SandboxError
-from kore.sandbox import policy
+from kore.sandbox import policy, service_policy
 from kore.sandbox.machine import STEP, Machine, known_anywhere, libseccomp, name_of, number_of, this_machine
 from kore.sandbox.policy import DANGEROUS, Features
 from kore.sandbox.program import STATEMENTS, assemble
@@ -228,7 +228,8 @@ def preload() -> None:
     """What confine() needs, loaded: called in the parent, before the first fork. Raises SandboxError."""
     machine = this_machine()
     libseccomp()
-    for call in [*DANGEROUS, *(call for calls in policy.ALLOWED.values() for call in calls)]:
+    allowed = (*policy.ALLOWED.values(), *service_policy.CALLS.values(), service_policy.WRITES)
+    for call in [*DANGEROUS, *(call for calls in allowed for call in calls)]:
         number_of(call, machine)
     name_of(0, machine)
 
@@ -284,5 +285,10 @@ def _install_without(own: tuple[Part, ...], features: Features, pid: int, machin
 def _program(
     own: tuple[Part, ...], features: Features, pid: int, machine: Machine, deadly: int, tracing: bool
 ) -> bytes:
-    rules = policy.worker_rules(features, pid, deadly=deadly, tracing=tracing)
+    if features.role == "worker":
+        rules = policy.worker_rules(features, pid, deadly=deadly, tracing=tracing)
+    else:
+        rules = service_policy.service_rules(
+            features.role, write=features.write, resolver=features.resolver, pid=pid, deadly=deadly
+        )
     return assemble([*own, *rules], policy.default(tracing=tracing), machine)

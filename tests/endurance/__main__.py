@@ -73,6 +73,13 @@ def prove_storm(io: str, options: argparse.Namespace, progress: Progress) -> Res
     return storm.prove(io, coroutines=options.coroutines, seed=options.seed, progress=progress)
 
 
+def prove_tls(io: str, _options: argparse.Namespace, progress: Progress) -> Result:
+    """See tests.endurance.tls."""
+    from tests.endurance import tls
+
+    return tls.prove(io, progress=progress)
+
+
 PROOFS: dict[str, tuple[Callable[[str, argparse.Namespace, Progress], Result], tuple[str, ...]]] = {
     "requests": (prove_requests, ("parser", *ENGINES)),
     "syscalls": (prove_syscalls, ENGINES),
@@ -80,6 +87,7 @@ PROOFS: dict[str, tuple[Callable[[str, argparse.Namespace, Progress], Result], t
     "broadcast": (prove_broadcast, ENGINES),
     "slow": (prove_slow, ENGINES),
     "storm": (prove_storm, ENGINES),
+    "tls": (prove_tls, ENGINES),
     "soak": (prove_soak, ENGINES),
 }
 

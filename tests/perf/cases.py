@@ -25,6 +25,7 @@ class Entry:
     path: str = "/"
     connections: int = BUSY
     script: str = "plain"
+    """The shape of request (load.py), or another generator: messages, full or resumed handshakes."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,12 @@ def on_all(path: str = "/", connections: int = BUSY, script: str = "plain") -> t
 def on_files(path: str) -> tuple[Entry, ...]:
     """The same file from every server that serves files by itself."""
     return tuple(Entry(name, name, path) for name in (*KORE, "nginx"))
+
+
+def on_tls(key: str, path: str = "/", script: str = "plain") -> tuple[Entry, ...]:
+    """The same load on kore and on nginx with a key of one kind."""
+    return tuple(Entry(f"{name}{engine}", f"{name}-{key}{engine}", path, script=script)
+                 for name, engine in (("kore", "-uring"), ("kore", "-epoll"), ("nginx", "")))
 
 
 def in_and_out(path: str = "/") -> tuple[Entry, ...]:
@@ -121,6 +128,15 @@ CASES = (
         Entry("kore-uring", "kore-fastapi-uring"), Entry("kore-epoll", "kore-fastapi-epoll"),
         Entry("uvicorn", "uvicorn-fastapi")), short=("kore-fastapi-uring", "uvicorn-fastapi")),
     Case("sandboxfile", "1 KiB static file, in production's sandbox and without", in_and_out("/files/1k"), short=()),
+    Case("tls", "11-byte response over TLS 1.3, P-256 certificate, 64 connections", (
+        *on_tls("ec"), Entry("uvicorn", "uvicorn-ec")), short=("kore-ec-uring", "nginx-ec", "uvicorn-ec")),
+    Case("tls1m", "1 MiB response over TLS (nginx: a file, as in kore's last row)", (
+        *on_tls("ec", "/1m"), Entry("kore-uring file", "kore-ec-uring", "/files/1m")), short=()),
+    Case("handshakes", "full handshakes, P-256: new connections with one request", on_tls("ec", script="full"),
+         short=("kore-ec-uring", "nginx-ec")),
+    Case("rsa", "full handshakes, RSA 2048: new connections with one request", on_tls("rsa", script="full"), short=()),
+    Case("resumed", "resumed handshakes, P-256: new connections with one request", on_tls("ec", script="resumed"),
+         short=()),
     # Last of those in a short run, which ends after its time.
     Case("sandbox", "11-byte response, in production's sandbox and without", in_and_out(),
          short=("kore-uring", "kore-sandbox-uring")),
@@ -150,6 +166,12 @@ TARGETS = (
     Target("SELECT 1, by asyncpg on uvloop without HTTP", "query", "kore-uring", "uvloop", 1.0, 1.3),
     Target("children, by uvloop without HTTP", "proc", "kore-uring", "uvloop", 1.0, None),
     Target("FastAPI, by uvicorn", "fastapi", "kore-uring", "uvicorn", 1.1, None),
+    Target("TLS keep-alive, by uvicorn with TLS", "tls", "kore-uring", "uvicorn", 2.0, None),
+    Target("TLS keep-alive, by nginx with TLS", "tls", "kore-uring", "nginx", None, 1.0),
+    Target("full handshakes P-256, by nginx with the key inside", "handshakes", "kore-uring", "nginx", 0.8, None),
+    Target("full handshakes RSA 2048, by nginx with the key inside", "rsa", "kore-uring", "nginx", 0.8, None),
+    Target("resumed handshakes, by nginx", "resumed", "kore-uring", "nginx", 0.9, None),
+    Target("1 MiB over TLS, by nginx", "tls1m", "kore-uring", "nginx", 0.9, None),
     *(Target(f"{what} in the sandbox on {engine}, by without", case, f"kore-{engine} sandboxed", f"kore-{engine}",
              0.95, None)
       for what, case in (("plain", "sandbox"), ("1 KiB file", "sandboxfile")) for engine in ("uring", "epoll")),

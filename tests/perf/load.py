@@ -20,6 +20,7 @@ from tests.perf.servers import Server, pinned
 
 PIPELINED = 16
 MESSAGE_BYTES = 125
+HANDSHAKES_AT_ONCE = 16
 UPLOAD_BYTES = 1 << 30
 
 DONE = """
@@ -128,7 +129,7 @@ def full(server: Server, core: int, *, path: str, connections: int, seconds: int
         lua.write_text(SCRIPTS[script] + DONE)
         command = [
             "wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{seconds}s", "--timeout", "5s",
-            "--script", str(lua), f"http://127.0.0.1:{server.port}{path}",
+            "--script", str(lua), f"{'https' if server.tls else 'http'}://127.0.0.1:{server.port}{path}",
         ]
         return measured(server, command, core, "RIG ")
 
@@ -146,6 +147,13 @@ def messages(server: Server, core: int, *, connections: int, seconds: int) -> Me
     """WebSocket echoes: messages.py says how."""
     script = str(Path(__file__).with_name("messages.py"))
     command = [sys.executable, script, str(server.port), str(connections), str(seconds), str(MESSAGE_BYTES)]
+    return measured(server, command, core, "RIG ")
+
+
+def handshakes(server: Server, core: int, *, seconds: int, mode: str) -> Measurement:
+    """New connections over TLS, `full` or `resumed`: handshakes.py says how."""
+    script = str(Path(__file__).with_name("handshakes.py"))
+    command = [sys.executable, script, str(server.port), str(seconds), str(HANDSHAKES_AT_ONCE), mode]
     return measured(server, command, core, "RIG ")
 
 

@@ -131,7 +131,7 @@ def case_table(results: Results, case: Case) -> str:
             ("connections", "idle_open", 0), ("bytes each", "idle_bytes", 0), ("req/s by before", "idle_rate", 2)]))
     if case.how == "upload":
         lines.append(_simple_table(results, case, [("bytes of memory more", "upload_growth", 0)]))
-    if case.name == "messages":
+    if case.entries[0].script in ("messages", "full", "resumed"):
         lines.append(_simple_table(results, case, [("the generator's share of its core", "busy", 2)]))
     if case.how == "paced":
         lines.append(_simple_table(results, case, [
@@ -192,6 +192,7 @@ def facts_text(results: Results) -> str:
         f"versions: {versions}",
     ]
     lines += [f"engine of {name}: {line}" for name, line in facts.get("engines", {}).items()]
+    lines += [f"TLS of {name}: {line}" for name, line in facts.get("tls", {}).items()]
     lines += [f"missing: {name}: {reason}" for name, reason in results.missing.items()]
     lines += [f"skipped: {what}" for what in results.skipped]
     return "\n".join(lines)

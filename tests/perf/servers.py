@@ -13,6 +13,7 @@ import resource
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -48,7 +49,8 @@ http {{
     client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
     uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
     server {{
-        listen 127.0.0.1:{port} backlog=4096;
+        listen 127.0.0.1:{port} {ssl} backlog=4096;
+        {certificate}
         location = / {{ return 200 "hello world"; }}
         location = /async {{ return 200 "hello world"; }}
         location = /1k {{ return 200 "{small}"; }}
@@ -58,31 +60,65 @@ http {{
 """
 
 
+NGINX_CERTIFICATE = """
+        ssl_certificate {folder}/cert.pem;
+        ssl_certificate_key {folder}/key.pem;
+        ssl_protocols TLSv1.2 TLSv1.3;
+"""
+
+
 class StartFailure(Exception):
     """A server did not come up; the text says why."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A server that can be run: `command(python, port, folder)` gives what to execute."""
+    """A server that can be run: `command(python, port, folder)` gives what to execute.
+
+    With TLS `key` is what openssl(1) makes its key from; certificate and key are in the folder then, as cert.pem and
+    key.pem.
+    """
 
     name: str
     title: str
     command: Callable[[str, int, Path], list[str]]
     env: dict[str, str] = field(default_factory=dict)
+    key: tuple[str, ...] = ()
+
+
+EC_KEY = ("ec", "-pkeyopt", "ec_paramgen_curve:P-256")
+RSA_KEY = ("rsa:2048",)
+
+
+def certificate(folder: Path, key: tuple[str, ...]) -> None:
+    """A self-signed certificate for the loopback address and for localhost."""
+    done = subprocess.run(
+        ["openssl", "req", "-x509", "-nodes", "-newkey", *key, "-keyout", str(folder / "key.pem"),
+         "-out", str(folder / "cert.pem"), "-days", "2", "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"],
+        capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        raise StartFailure(f"openssl makes no certificate: {done.stderr.strip()[-200:]}")
 
 
 def nginx(_python: str, port: int, folder: Path) -> list[str]:
-    """An nginx of its own, all its files in `folder`; 64 KiB come from a file, a configuration can't hold them."""
+    """An nginx of its own, all its files in `folder`; larger bodies come from files, a configuration can't hold them.
+
+    Where there is a certificate in the folder it speaks TLS.
+    """
     program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
     if program is None:
         raise StartFailure("nginx is not installed")
     files(folder / "www" / "files")
     (folder / "www" / "64k").write_bytes(b"k" * 65536)
+    (folder / "www" / "1m").write_bytes(b"k" * (1 << 20))
     for path in (folder, folder / "www", folder / "www" / "files"):
         path.chmod(0o755)  # as root its worker is another user
     config = folder / "nginx.conf"
-    config.write_text(NGINX.format(folder=folder, port=port, small="k" * 1024))
+    tls = (folder / "cert.pem").exists()
+    config.write_text(NGINX.format(
+        folder=folder, port=port, small="k" * 1024, ssl="ssl" if tls else "",
+        certificate=NGINX_CERTIFICATE.format(folder=folder) if tls else ""))
     return [program, "-e", f"{folder}/error.log", "-p", str(folder), "-c", str(config)]
 
 
@@ -96,13 +132,15 @@ def files(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "1k").write_bytes(b"k" * 1024)
     (folder / "64k").write_bytes(b"k" * 65536)
+    (folder / "1m").write_bytes(b"k" * (1 << 20))
 
 
 def kore(python: str, port: int, folder: Path) -> list[str]:
-    """The server of this repository."""
+    """The server of this repository; with TLS where there is a certificate in the folder."""
     files(folder / "files")
     folder.chmod(0o755)  # in the sandbox, as root, its worker is another user
-    return [python, "-m", "kore", str(APPS / "kore_app.py"), str(port)]
+    pair = [str(folder / name) for name in ("cert.pem", "key.pem") if (folder / name).exists()]
+    return [python, "-m", "kore", str(APPS / "kore_app.py"), str(port), *pair]
 
 
 def own_app(name: str) -> Callable[[str, int, Path], list[str]]:
@@ -115,7 +153,8 @@ def uvicorn(app: str) -> Callable[[str, int, Path], list[str]]:
     return lambda python, port, folder: [
         python, "-m", "uvicorn", "--host", "127.0.0.1", "--port", str(port), "--loop", "uvloop", "--http", "httptools",
         "--ws", "none", "--lifespan", "off", "--no-access-log", "--log-level", "warning", "--backlog", "4096",
-        "--timeout-keep-alive", "600", app]
+        "--timeout-keep-alive", "600",
+        *(["--ssl-certfile", "cert.pem", "--ssl-keyfile", "key.pem"] if (folder / "cert.pem").exists() else []), app]
 
 
 KINDS = {kind.name: kind for kind in (
@@ -135,6 +174,11 @@ KINDS = {kind.name: kind for kind in (
         "--runtime-threads", "1", "--runtime-mode", "st", "--loop", "uvloop", "--http", "1", "--no-ws",
         "--backlog", "4096", "--backpressure", "16384", "--log-level", "warning", "rsgi_app:app"]),
     Kind("uvicorn", "uvicorn (uvloop, httptools)", uvicorn("asgi_app:app")),
+    *(Kind(f"kore-{kind}-{engine}", f"kore on {engine}, TLS, {kind.upper()} key", kore, {"KORE_IO": engine}, key)
+      for kind, key in (("ec", EC_KEY), ("rsa", RSA_KEY)) for engine in ("uring", "epoll")),
+    Kind("nginx-ec", "nginx, TLS, EC key", nginx, key=EC_KEY),
+    Kind("nginx-rsa", "nginx, TLS, RSA key", nginx, key=RSA_KEY),
+    Kind("uvicorn-ec", "uvicorn (uvloop, httptools), TLS, EC key", uvicorn("asgi_app:app"), key=EC_KEY),
     *(Kind(f"kore-{app}-{engine}", f"kore on {engine}, {app}_app.py", own_app(f"{app}_app.py"), {"KORE_IO": engine})
       for app in ("clients", "fastapi") for engine in ("uring", "epoll")),
     Kind("uvicorn-fastapi", "uvicorn (uvloop, httptools), FastAPI", uvicorn("fastapi_app:app")),
@@ -210,6 +254,7 @@ class Server:
         self.process: subprocess.Popen[bytes] | None = None
         self.start_seconds = 0.0
         self.engine = ""
+        self.tls: ssl.SSLContext | None = None
         try:
             self._start(python, core)
         except BaseException:
@@ -217,6 +262,9 @@ class Server:
             raise
 
     def _start(self, python: str, core: int) -> None:
+        if self.kind.key:
+            certificate(self.folder, self.kind.key)
+            self.tls = ssl.create_default_context(cafile=str(self.folder / "cert.pem"))
         command = self.kind.command(python, self.port, self.folder)
         paths = [str(ROOT), str(APPS)]
         env = {name: value for name, value in os.environ.items() if name not in ("KORE_IO", "PYTHONPATH")}
@@ -245,7 +293,7 @@ class Server:
     def answers(self, path: str) -> bytes | None:
         """The body of one GET, None when there is no good answer."""
         try:
-            with socket.create_connection(("127.0.0.1", self.port), timeout=2) as sock:
+            with self.connect() as sock:
                 sock.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
                 data = b""
                 while b"\r\n\r\n" not in data:
@@ -264,6 +312,29 @@ class Server:
                 return body if head.startswith(b"HTTP/1.1 200") else None
         except (OSError, ValueError):
             return None
+
+    def connect(self) -> socket.socket:
+        """A connection as any client makes it: with TLS it trusts the server's certificate and no other."""
+        sock = socket.create_connection(("127.0.0.1", self.port), timeout=2)
+        if self.tls is None:
+            return sock
+        try:
+            return self.tls.wrap_socket(sock, server_hostname="127.0.0.1")  # no name is sent, as for the Host below
+        except BaseException:
+            sock.close()
+            raise
+
+    def negotiated(self) -> str:
+        """What openssl(1) negotiates, asking for the best: version, cipher suite, signature, group; "" without TLS."""
+        if self.tls is None:
+            return ""
+        command = ["openssl", "s_client", "-brief", "-servername", "localhost", "-connect", f"127.0.0.1:{self.port}"]
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=10)
+        told = dict(line.split(": ", 1) for line in (done.stdout + done.stderr).splitlines() if ": " in line)
+        # What it calls the key of the exchange changed its name with OpenSSL 3.5.
+        group = told.get("Server Temp Key") or told.get("Peer Temp Key") or told.get("Negotiated TLS1.3 group", "?")
+        return ", ".join([*(told.get(name, "?") for name in ("Protocol version", "Ciphersuite", "Signature type",
+                                                            "Peer signature type") if name in told), group])
 
     @property
     def pids(self) -> list[int]:

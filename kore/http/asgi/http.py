@@ -160,7 +160,7 @@ class HttpExchange(Exchange):
         """A response in one piece. The hot path: its head is known from an earlier one of this second."""
         request, connection, start = self.request, self.connection, self.start
         assert start is not None
-        heads = connection.server.heads
+        heads = connection.service.responses
         headers = start.get("headers", ())
         if type(headers) is not list:
             headers = list(headers)
@@ -275,7 +275,8 @@ class HttpExchange(Exchange):
             connection.close_after = True
         for name, value in request._response_headers or ():  # a prerequest's
             fields.append((name, value))
-        return server.heads.build(status, prepared.head.minor, not connection.close_after, fields, length)
+        heads = connection.service.responses
+        return heads.build(status, prepared.head.minor, not connection.close_after, fields, length)
 
     def _answered(self, status: int, body_bytes: int) -> None:
         """The response is complete: what the application still does, it does for itself."""
@@ -326,4 +327,4 @@ class HttpExchange(Exchange):
             fields = header_pairs((b"link", link) for link in links)
             for name, value in fields:
                 check_header(name, value)
-            connection.write(connection.server.heads.interim(103, fields))
+            connection.write(connection.service.responses.interim(103, fields))

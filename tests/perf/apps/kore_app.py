@@ -1,4 +1,4 @@
-"""The application kore runs in the rig; the argument is the port.
+"""The application kore runs in the rig; the arguments are the port, and with TLS the files of certificate and key.
 
 With KORE_SANDBOX=yes it is what serves in production: as root with a root directory and another user. Without root
 there is neither to be had, so the rest of the sandbox is measured.
@@ -26,12 +26,14 @@ class App:
         kore.config.http_keepalive_time = 600
         kore.config.http_body_max = 1 << 31
         kore.config.http_body_disk_offload = 65536
-        kore.server("rig", ip="127.0.0.1", port=args[1], tls=False)
-        domain = kore.domain("*", attach="rig")
+        pair = {"cert": args[2], "key": args[3]} if len(args) > 2 else {}
+        kore.server("rig", ip="127.0.0.1", port=args[1], tls=bool(pair))
+        domain = kore.domain("*", attach="rig", **pair)
         domain.route("/", self.plain, methods=["get"])
         domain.route("/async", self.later, methods=["get"])
         domain.route("/1k", self.small, methods=["get"])
         domain.route("/64k", self.large, methods=["get"])
+        domain.route("/1m", self.huge, methods=["get"])
         domain.route("/ws", self.open, methods=["get"])
         domain.route("/upload", self.upload, methods=["post"])
         domain.filemaps({"/files/": "files"})
@@ -47,6 +49,9 @@ class App:
 
     def large(self, req):
         req.response(200, BODIES["/64k"])
+
+    def huge(self, req):
+        req.response(200, BODIES["/1m"])
 
     def open(self, req):
         req.websocket_handshake(None, self.message, None)

@@ -1,0 +1,100 @@
+"""A private key and its one operation, by the libcrypto that Python's own ssl module has loaded.
+
+OpenSSL does the arithmetic: blinded and in constant time, and without Python's lock, so that several threads sign at
+once. There is no way here to decrypt.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import Any, Final
+
+from kore.tls import libssl
+from kore.tls.encoding import PKCS1, RAW
+
+_CTRL_RSA_PADDING: Final = 0x1001  # EVP_PKEY_CTRL_RSA_PADDING
+_PADDINGS: Final = (PKCS1, RAW)
+
+
+class OperationError(Exception):
+    """OpenSSL refuses; the message is its own."""
+
+
+_POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+_SIGNATURES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
+    "d2i_AutoPrivateKey": (_POINTER, (_POINTER, _POINTER, ctypes.c_long)),
+    "EVP_PKEY_CTX_new": (_POINTER, (_POINTER, _POINTER)),
+    "EVP_PKEY_CTX_free": (None, (_POINTER,)),
+    "EVP_PKEY_sign_init": (_INT, (_POINTER,)),
+    "EVP_PKEY_CTX_ctrl": (_INT, (_POINTER, _INT, _INT, _INT, _INT, _POINTER)),
+    "EVP_PKEY_sign": (_INT, (_POINTER, _POINTER, _POINTER, ctypes.c_char_p, _SIZE)),
+    "ERR_get_error": (ctypes.c_ulong, ()),
+    "ERR_error_string_n": (None, (ctypes.c_ulong, ctypes.c_char_p, _SIZE)),
+    "RAND_add": (None, (_POINTER, _INT, ctypes.c_double)),
+}
+
+
+@functools.cache
+def library() -> Any:
+    """The libcrypto in this process. Raises TlsError where it cannot be reached."""
+    handle = libssl.library().handle
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(handle, name)
+        function.restype, function.argtypes = result, arguments
+    return handle
+
+
+def _error(what: str) -> OperationError:
+    lib = library()
+    text = ctypes.create_string_buffer(256)
+    number = lib.ERR_get_error()
+    while number:  # the last one is the outermost; the queue must be empty for whoever comes next
+        lib.ERR_error_string_n(number, text, len(text))
+        number = lib.ERR_get_error()
+    return OperationError(f"{what}: {text.value.decode('ascii', 'replace')}")
+
+
+class PrivateKey:
+    """A key of RSA or EC. It lives as long as somebody holds it."""
+
+    __slots__ = ("_bytes_max", "_key", "kind")
+
+    def __init__(self, kind: str, der: bytes, bits: int) -> None:
+        """`der` is PKCS #8, unencrypted; `bits` those of the modulus or the curve. Raises OperationError."""
+        self.kind = kind
+        # An ECDSA signature is a sequence of two numbers of that size.
+        self._bytes_max = max((bits + 7) // 8, 2 * ((bits + 7) // 8) + 16)
+        self._key: int | None = None
+        buffer = ctypes.create_string_buffer(der, len(der))
+        start = ctypes.c_void_p(ctypes.addressof(buffer))
+        self._key = library().d2i_AutoPrivateKey(None, ctypes.byref(start), len(der))
+        ctypes.memset(buffer, 0, len(der))
+        if not self._key:
+            raise _error("the key cannot be read")
+
+    def __del__(self) -> None:
+        if self._key:
+            library().EVP_PKEY_free(self._key)
+
+    def sign(self, padding: int, block: bytes) -> bytes:
+        """The signature of `block`: for EC an ECDSA-Sig-Value in DER. What may be signed is the caller's to check.
+
+        Raises OperationError.
+        """
+        lib = library()
+        context = lib.EVP_PKEY_CTX_new(self._key, None)
+        if not context:
+            raise _error("no context")
+        try:
+            if lib.EVP_PKEY_sign_init(context) <= 0:
+                raise _error("sign_init")
+            if padding in _PADDINGS and lib.EVP_PKEY_CTX_ctrl(context, -1, -1, _CTRL_RSA_PADDING, padding, None) <= 0:
+                raise _error("padding")
+            out = ctypes.create_string_buffer(self._bytes_max)
+            length = ctypes.c_size_t(self._bytes_max)
+            if lib.EVP_PKEY_sign(context, out, ctypes.byref(length), block, len(block)) <= 0:
+                raise _error("sign")
+            return out.raw[: length.value]
+        finally:
+            lib.EVP_PKEY_CTX_free(context)
