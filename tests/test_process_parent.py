@@ -22,7 +22,8 @@ import os, select, signal, sys, time
 from kore.process import role
 from kore.process.channel import Kind
 from kore.process.log import Log, standard_output
-from kore.process.parent import Orders, Parent
+from kore.process.orders import Orders
+from kore.process.parent import Parent
 
 def loop(place, *, deaf=False, on_signal=None):
     # The shortest worker there is: ready, then messages until it is told to end or the parent is gone.

@@ -9,7 +9,7 @@ from kore import reactor
 from kore.application.loading import Hooks
 from kore.application.plan import Plan
 from kore.process.channel import Channel, Kind
-from kore.process.parent import WorkerPlace
+from kore.process.orders import WorkerPlace
 from kore.sandbox import seccomp
 from kore.sandbox.confinement import Confinement
 from kore.sandbox.policy import Features

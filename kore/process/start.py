@@ -25,7 +25,8 @@ from kore.process import affinity, ahead, confining, locking, role, securing, ti
 from kore.process.daemon import Daemon, daemonise
 from kore.process.descriptors import close_inherited, inherited, open_standard
 from kore.process.log import LOG_ERR, LOG_INFO, LOG_NOTICE, FileSink, Log, SyslogSink, standard_output
-from kore.process.parent import EXIT_FATAL, Orders, Parent
+from kore.process.orders import Orders
+from kore.process.parent import EXIT_FATAL, Parent
 from kore.process.pidfile import HeldError, Pidfile
 from kore.process.reopening import access_logs
 from kore.process.services import Row

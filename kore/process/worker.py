@@ -31,7 +31,7 @@ from kore.process.channel import ChannelError, Kind
 from kore.process.descriptors import close_inherited, limit_descriptors
 from kore.process.hints import Hints
 from kore.process.log import LOG_ERR, LOG_NOTICE
-from kore.process.parent import WorkerPlace
+from kore.process.orders import WorkerPlace
 from kore.process.post import Post
 from kore.reactor import spawning, tasks, trace
 from kore.reactor.processes import kill_running
