@@ -99,7 +99,7 @@ def test_the_current_directory_can_be_the_package(tmp_path, app, monkeypatch):
     assert "dotted_package" in sys.modules
 
 
-@pytest.mark.parametrize("name", ["test.py", "queue.py", "kore.py", "my.app.py", "my-app.py", "APP.PY"])
+@pytest.mark.parametrize("name", ["test.py", "queue.py", "kore.py", "acme.py", "my.app.py", "my-app.py", "APP.PY"])
 def test_the_name_of_a_file_hides_no_module_and_is_hidden_by_none(tmp_path, app, name):
     import queue
 
@@ -112,6 +112,7 @@ def test_the_name_of_a_file_hides_no_module_and_is_hidden_by_none(tmp_path, app,
     assert kore.__version__ == found.module.KORE
     assert sys.modules["queue"] is queue
     assert sys.modules["kore"] is kore
+    assert sys.modules.get("acme") is not found.module, "the ACME process imports the package of that name later"
     assert sys.modules[found.module.A.__module__] is found.module
 
 

@@ -10,7 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from kore.errors import ConfigurationError
+from kore.application.declared import application
+from kore.application.domains import domain
+from kore.application.plan import freeze
+from kore.application.servers import server
+from kore.errors import ConfigurationError, StartError
+from kore.process import securing
+from kore.sandbox.privileges import Rights
 from kore.tls import certificates, choices
 from tests.support import free_port, starter
 from tests.test_tls_certificates import KINDS, Maker, openssl
@@ -233,6 +239,20 @@ def test_a_plain_server_loads_nothing_of_tls(start):
     assert program.wait() == 0, program.err
     for process in ("worker", "parent"):
         assert f"{process} ['kore.process.securing']\n" in program.out
+
+
+@pytest.mark.parametrize(("lacking", "extra"), [("cryptography", "tls"), ("acme", "acme")])
+def test_a_package_that_is_missing_is_named_with_what_brings_it(monkeypatch, lacking, extra):
+    real = securing.importlib.util.find_spec
+    monkeypatch.setattr(securing.importlib.util, "find_spec", lambda name: None if name == lacking else real(name))
+    application.reset()
+    try:
+        server("tls", ip="127.0.0.1", port=0)
+        domain("a.example", attach="tls", acme=True)
+        with pytest.raises(StartError, match=rf"needs the package {lacking}: pip install 'kore\[{extra}\]'"):
+            securing.secured(freeze(euid=1000), Rights())
+    finally:
+        application.reset()
 
 
 REFERENCE = (

@@ -25,7 +25,7 @@ def options_markdown() -> str:
         "error that says what is allowed, and the server does not start. After the start every assignment raises",
         "`RuntimeError`. Where the command line says the same thing, the command line wins.",
         "",
-        "Options of parts that this version does not have yet (see the README) are checked and kept, and do nothing.",
+        "The option `file`, which this version does not have yet (see the README), is refused when the server starts.",
         "",
         "This page is printed by `python -m kore.application.documentation`.",
     ]

@@ -27,6 +27,12 @@ Hook = Callable[..., Any]
 PROGRAM = "kore"
 """The first of the arguments that `configure` gets: the program, as in the reference, not the script."""
 
+NEEDED_LATER = frozenset({
+    "acme", "asyncpg", "certifi", "cryptography", "idna", "josepy", "prctl", "pycurl", "pyseccomp", "python_multipart",
+    "requests", "urllib3",
+})
+"""Packages that kore imports when it needs them: what an application of such a name must not stand in for."""
+
 _OWN_FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
@@ -126,7 +132,7 @@ def _spec(path: str) -> ModuleSpec:
 def _module_name(name: str) -> str:
     """The name to import under: that of the file, unless another module has it or it means something in a name."""
     name = name.replace(".", "_")
-    if name in sys.modules or name in sys.stdlib_module_names:
+    if name in sys.modules or name in sys.stdlib_module_names or name in NEEDED_LATER:
         return f"{name}_application"
     return name
 

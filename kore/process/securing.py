@@ -41,13 +41,7 @@ def secured(plan: Plan, workers: Rights) -> Plan:
     """
     if not speaks_tls(plan):
         return plan
-    wanted = ["cryptography"]
-    if any(domain.tls is not None and domain.tls.acme for domain in plan.domains):
-        wanted.append("acme")
-    for module in wanted:
-        if importlib.util.find_spec(module) is None:
-            extra, use = PACKAGES[module]
-            raise StartError(f"{use} needs the package {module}: pip install 'kore[{extra}]'")
+    need_packages(plan)
     try:
         parameters = _tried(plan.settings, workers)
     except ConfigurationError as error:
@@ -55,6 +49,17 @@ def secured(plan: Plan, workers: Rights) -> Plan:
     settings = replace(plan.settings, http_hsts_enable=0) if spares_browsers(plan) else plan.settings
     domains = tuple(_with_authorities(domain, workers) for domain in plan.domains)
     return replace(plan, settings=settings, dh_parameters=parameters, domains=domains)
+
+
+def need_packages(plan: Plan) -> None:
+    """Raises StartError when a package is missing that what is declared needs."""
+    wanted = ["cryptography"]
+    if any(domain.tls is not None and domain.tls.acme for domain in plan.domains):
+        wanted.append("acme")
+    for module in wanted:
+        if importlib.util.find_spec(module) is None:
+            extra, use = PACKAGES[module]
+            raise StartError(f"{use} needs the package {module}: pip install 'kore[{extra}]'")
 
 
 def spares_browsers(plan: Plan) -> bool:
