@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa, utils
 from cryptography.x509.oid import NameOID
 
+from kore.tls.offload import KEY_ID_BYTES
 from tests.http_server_harness import Client, request
 from tests.support import ROOT, SECONDS, skip_unless
 
@@ -142,7 +143,7 @@ class KeyProcess:
         self.available = True
 
     def sign(self, domain: int, kind: str, pad: int, block: bytes, key: bytes) -> bytes:
-        assert len(key) == 8
+        assert len(key) == KEY_ID_BYTES
         self.asked += 1
         try:
             self.sock.sendall(bytes((domain, len(kind), pad)) + kind.encode() + block)

@@ -22,7 +22,7 @@ from kore.application.declared import application
 from kore.application.plan import Plan
 from kore.application.settings import NO_PROGRAMS, Settings
 from kore.bsd import pledge
-from kore.errors import ConfigurationError, EngineError, SandboxError, StartError
+from kore.errors import EngineError, SandboxError, StartError
 from kore.http.server import HttpServer
 from kore.http.settings import HttpSettings
 from kore.process import affinity, filtering, prctl, reopening, role, title
@@ -91,7 +91,7 @@ def run(orders: WorkerOrders, place: WorkerPlace) -> int:
     gc.set_threshold(*GC_THRESHOLDS)
     try:
         tls = _tls(orders)
-    except (StartError, ConfigurationError, OSError) as error:
+    except StartError as error:
         role.role.fatalx(f"TLS cannot be served: {error}")
     try:
         loop = _confined(orders, place)
@@ -119,10 +119,7 @@ def run(orders: WorkerOrders, place: WorkerPlace) -> int:
 
 
 def _tls(orders: WorkerOrders) -> WorkerTls | None:
-    """What TLS needs, before the sandbox closes; None where no server speaks it.
-
-    Raises StartError, ConfigurationError, OSError.
-    """
+    """What TLS needs, before the sandbox closes; None where no server speaks it. Raises StartError."""
     if not any(listener.tls for listener in orders.plan.listeners):
         return None
     from kore.process.worker_tls import WorkerTls

@@ -22,7 +22,7 @@ class WorkerTls:
     """Made once in a worker, before its sandbox closes. `open` is called in the loop, `close` after it."""
 
     def __init__(self, plan: Plan, log: Callable[[int, str], object]) -> None:
-        """Raises TlsError, ConfigurationError."""
+        """Raises TlsError."""
         self.plan = plan
         self.link = KeyLink()
         domains = [_described(domain) for domain in plan.domains]

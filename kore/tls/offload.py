@@ -38,8 +38,7 @@ NO_PADDING: Final = 0
 """The padding told for EC keys."""
 
 KEY_ID_BYTES: Final = 8
-"""Of the SHA-256 of a public key, to tell it from others of the domain."""
-
+"""Of the SHA-256 of a public key (SubjectPublicKeyInfo), to tell it from others of the domain."""
 
 
 class Keys(Protocol):
@@ -53,8 +52,7 @@ class Keys(Protocol):
     def sign(self, domain: int, kind: str, padding: int, block: bytes, key: bytes, /) -> bytes:
         """The signature of `block` by the key of `domain` that is of `kind` "rsa" or "ec"; raises when there is none.
 
-        `key` says which, where there may have been another: `KEY_ID_BYTES` of the SHA-256 of its public half.
-
+        `key` says which, as a new certificate may have come since: `KEY_ID_BYTES` of the SHA-256 of its public half.
         RSA: as RSA_private_encrypt(3) does with `padding` (1: PKCS #1 type 1; 3: none, it is padded already). EC: an
         ECDSA signature in DER of the digest `block`.
         """
@@ -66,7 +64,6 @@ class _Held(NamedTuple):
     keys: Keys
     domain: int
     key: bytes
-    """Which of the domain's: a new certificate may have come since."""
 
 
 class Offload:
@@ -136,7 +133,9 @@ class Offload:
         """A SubjectPublicKeyInfo in DER."""
         handle = self.lib.handle
         size = handle.i2d_PUBKEY(public, None)
-        buffer = ctypes.create_string_buffer(max(size, 0))
+        if size <= 0:
+            raise ValueError("the certificate's key cannot be written down")
+        buffer = ctypes.create_string_buffer(size)
         handle.i2d_PUBKEY(public, ctypes.byref(ctypes.c_void_p(ctypes.addressof(buffer))))
         return buffer.raw
 
