@@ -53,6 +53,8 @@ class Server:
             workers=workers, provider=provider or self.authority.address, ca=str(ca or self.authority.ca),
             options=options, port=self.port, names=names)
         (self.directory / "app.py").write_text(text)
+        if environment is None and os.environ.get("KORE_IO"):
+            environment = {"KORE_IO": os.environ["KORE_IO"]}
         self.program = self.start.kore(*arguments, "app.py", cwd=self.directory, environment=environment)
         if wait:
             self.program.wait_for(READY)
@@ -116,7 +118,7 @@ def has_certificate(program: Program, name: str = NAMES[0], count: int = 1) -> N
     program.wait_for(f"{name} has a certificate until", count=count)
 
 
-def test_a_certificate_is_got_and_served(tmp_path: Path, start: Starter, io: str | None) -> None:
+def test_a_certificate_is_got_and_served(tmp_path: Path, start: Starter) -> None:
     """First a self-signed one serves, then the authority's, for each of several domains; a restart finds them again."""
     with served(tmp_path, start) as server:
         program = server.run(names=NAMES)

@@ -220,7 +220,7 @@ class AcmeProcess:
             role.role.log(LOG_ERR, f"no certificate for {name}: {error}; {served}; {again}")
         else:
             not_before, not_after, _ = self.keys.standing(name)
-            self.schedule.installed(name, not_before, not_after)
+            self.schedule.installed(name, time.time(), not_before, not_after)
             due = self.schedule.standings[name].renewal()
             role.role.log(LOG_NOTICE, f"{name} has a certificate until {moment(not_after)}, renewed at {moment(due)}")
         self._note(name)
