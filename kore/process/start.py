@@ -23,7 +23,7 @@ from kore.bsd import pledge
 from kore.errors import ConfigurationError, EngineError, StartError
 from kore.process import affinity, ahead, confining, locking, role, securing, title, worker
 from kore.process.daemon import Daemon, daemonise
-from kore.process.descriptors import inherited
+from kore.process.descriptors import close_inherited, inherited
 from kore.process.log import LOG_ERR, LOG_INFO, LOG_NOTICE, FileSink, Log, SyslogSink, standard_output
 from kore.process.parent import EXIT_FATAL, Orders, Parent
 from kore.process.pidfile import HeldError, Pidfile
@@ -381,6 +381,7 @@ class _Start:
             ignore_interrupt=not foreground,
             trapped=frozenset(self.plan.signals),
             private_fds=self._private_fds,
+            release_served=self._release_served,
             on_ready=self._ready,
             route_name=names.get,
             access_logs=access_logs(self.plan.domains),
@@ -401,6 +402,15 @@ class _Start:
         if self.stack_signal is None or application.loaded is None:
             return None
         return Brief(self.stack_signal, os.path.dirname(application.loaded.path))
+
+    def _release_served(self) -> None:
+        """In a service: close the listeners and the access logs, and what whoever started the server left open."""
+        close_inherited(self.strays)
+        for listener in self.plan.listeners:
+            listener.sock.close()
+        for domain in self.plan.domains:
+            if domain.accesslog is not None:
+                domain.accesslog.close()
 
     def _private_fds(self) -> list[int]:
         fds = list(self.log.sink.fds())
