@@ -240,3 +240,89 @@ def test_half_open_handshakes_are_bounded_in_number_and_memory(tmp_path, engine)
         for sock in socks:
             sock.close()
         wait_until(lambda: int(server.ask("len(app.server.connections)")) <= 1, "all of them are gone")
+
+
+# --- keys that are away ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("groups", ["X25519:P-256", "P-521:P-384:P-256"])  # the second makes a HelloRetryRequest of TLS 1.3
+def test_a_handshake_waits_for_keys_that_come_back(tmp_path, engine, version, groups):
+    with tls_server(tmp_path, engine) as server:
+        server.order("app.keys.process.kill()")
+        processes = [
+            subprocess.Popen(
+                ["openssl", "s_client", "-connect", f"127.0.0.1:{server.port}", "-servername", "a.test", "-groups",
+                 groups, f"-tls{version.replace('.', '_')}", "-quiet", "-ign_eof"],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            for _ in range(20)
+        ]
+        wait_until(lambda: server.ask("len(app.server.services[0].parked)") == "20", "all of them wait")
+        assert server.ask("app.keys.available") == "False"
+        server.order("app.restart_keys()")
+        for process in processes:
+            process.stdin.write(get("/close"))
+            process.stdin.flush()
+            out, err = process.communicate(timeout=20)
+            assert out.endswith(b"bye"), err
+        assert server.ask("len(app.server.services[0].parked)") == "0"
+
+
+def test_resumption_needs_no_keys(tmp_path, engine):
+    with tls_server(tmp_path, engine) as server:
+        context = client_context()
+        session = session_of(server, context)
+        server.order("app.keys.process.kill()")
+        with server.connect("a.test", context, session) as client:
+            assert client.sock.session_reused
+            assert client.ask(get()).body == b"hello world"
+
+
+def test_a_certificate_that_comes_while_handshakes_wait_is_the_one_they_get(tmp_path, engine):
+    with tls_server(tmp_path, engine) as server:
+        new = server_pair("new.test", "rsa2048")
+        new.save(tmp_path / "new.pem")
+        server.order("app.keys.process.kill()")
+        found = []
+
+        def connect() -> None:
+            with server.connect() as client:
+                found.append(client.sock.getpeercert(True))
+
+        thread = threading.Thread(target=connect)
+        thread.start()
+        wait_until(lambda: server.ask("len(app.server.services[0].parked)") == "1", "it waits")
+        server.order(f"app.exchange({str(tmp_path / 'new.pem')!r})")
+        thread.join()
+        assert found == [new.chain[0]]
+
+
+def test_handshakes_that_wait_have_their_deadline_too(tmp_path, engine):
+    with tls_server(tmp_path, engine) as server:
+        server.order("app.keys.process.kill()")
+        with raw(server) as sock:
+            sock.sendall(real_hello("a.test"))
+            assert everything(sock) == b""
+        assert server.ask("len(app.server.services[0].parked)") == "0"
+
+
+def test_a_key_that_is_refused_fails_the_handshake_and_is_told(tmp_path, engine):
+    with tls_server(tmp_path, engine) as server:
+        server.order("app.keys.sign = None")
+        with pytest.raises(ssl.SSLError, match="(?i)internal error"):
+            server.connect()
+        server.wait_for("domain a.test: a handshake failed for want of a signature: 'NoneType' object is not callable")
+
+
+def test_a_domain_without_a_certificate_ends_no_other(tmp_path, engine):
+    domains = [("a.test", {"pairs": [server_pair("a.test", "p256").save(tmp_path / "a.pem")]}), ("b.test", {})]
+    with tls_server(tmp_path, engine, *domains) as server:
+        with pytest.raises(ssl.SSLError, match="(?i)internal error"):
+            server.connect("b.test")
+        server.wait_for("domain b.test: there is no certificate for it yet")
+        with server.connect() as client:
+            assert client.ask(get()).body == b"hello world"
+        server.order("app.contexts.certificates(0, [[b'nonsense']])")
+        server.wait_for("the last state stays")
+        with server.connect() as client:
+            assert client.ask(get()).body == b"hello world"

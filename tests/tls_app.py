@@ -117,6 +117,14 @@ class App:
             exec(line, {"app": self, "os": os})
             print("done", flush=True)
 
+    def exchange(self, path: str) -> None:
+        """Another pair for the first domain, and a new process that holds it."""
+        pair = load_pair(path)
+        self.pairs.clear()
+        self.pairs[0, pair.kind] = pair
+        self.contexts.certificates(0, [list(pair.chain)])
+        self.restart_keys()
+
     def restart_keys(self) -> None:
         self.keys._start()
         for function in self.keys.on_available:
