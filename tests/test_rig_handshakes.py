@@ -100,7 +100,7 @@ def test_a_session_that_is_not_resumed_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_wrong_answer_is_an_error(tmp_path: Path) -> None:
-    """What was not answered rightly does not count."""
-    with serving(tmp_path, EC_KEY, b"hello there") as server:
+    """What was not answered whole does not count."""
+    with serving(tmp_path, EC_KEY, b"hello worl") as server:
         with pytest.raises(handshakes.Wrong, match="wrong answer"):
             handshakes.Connection(handshakes.Client(server.port)).run()
