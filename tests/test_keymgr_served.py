@@ -191,7 +191,6 @@ def test_a_session_is_resumed_at_any_worker(server):
     context = client_context("1.2")
     session, seen = None, set()
     for _ in range(30):
-        import socket
 
         sock = socket.create_connection(("127.0.0.1", server.tls_port), timeout=20)
         with context.wrap_socket(sock, server_hostname="a.test", session=session) as client:
