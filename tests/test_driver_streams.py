@@ -156,7 +156,7 @@ def test_what_a_callback_of_the_same_batch_writes_overtakes_nothing(driver, pair
         def whole() -> bool:
             try:
                 while True:
-                    got.extend(far.recv(100_000))  # noqa: B023 - called at once
+                    got.extend(far.recv(100_000))
             except BlockingIOError:
                 return len(got) >= len(expected)  # noqa: B023
 
