@@ -10,7 +10,6 @@ it came, says what is wrong in the right alert, and the connection counts as one
 from __future__ import annotations
 
 import re
-import struct
 from dataclasses import dataclass
 from typing import Final
 
@@ -105,74 +104,88 @@ class HelloReader:
             return MALFORMED
 
 
-_two_numbers = struct.Struct(">HH").unpack_from
+class _Fields:
+    """Vectors of TLS (RFC 8446 3.4), read one after the other. ValueError at the first that is not there whole."""
+
+    __slots__ = ("at", "data")
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.at = 0
+
+    def take(self, size: int) -> bytes:
+        end = self.at + size
+        if end > len(self.data):
+            raise ValueError("it ends within a field")
+        found = self.data[self.at : end]
+        self.at = end
+        return found
+
+    def number(self, size: int) -> int:
+        return int.from_bytes(self.take(size), "big")
+
+    def vector(self, size: int) -> bytes:
+        """A vector whose length is told by a number of `size` bytes."""
+        return self.take(self.number(size))
+
+    @property
+    def left(self) -> bool:
+        return self.at < len(self.data)
 
 
 def _parsed(body: bytes) -> Hello:
-    """The ClientHello of RFC 8446 4.1.2 and RFC 5246 7.4.1.2. Raises ValueError.
-
-    Every connection pays for it: one loop over places in the bytes takes a third of what objects for fields took.
-    """
-    try:
-        at = 2 + 32  # the version and random bytes
-        at += 1 + body[at]  # the session's id
-        at += 2 + (body[at] << 8 | body[at + 1])  # ciphers
-        at += 1 + body[at]  # compression
-        end = len(body)
-        if at == end:
-            return Hello()
-        if at + 2 + (body[at] << 8 | body[at + 1]) != end:
-            raise ValueError("the extensions do not end with the message")
-        at += 2
-        name: str | None = None
-        alpn: tuple[bytes, ...] = ()
-        ticket = b""
-        seen = set()
-        while at < end:
-            kind, size = _two_numbers(body, at)
-            start, at = at + 4, at + 4 + size
-            if at > end or kind in seen:
-                raise ValueError("an extension that is too long, or there twice")
-            seen.add(kind)
-            if kind == SERVER_NAME:
-                name = _server_name(body[start:at])
-            elif kind == ALPN:
-                alpn = _protocols(body[start:at])
-            elif kind == SESSION_TICKET:
-                ticket = ticket or body[start : min(at, start + TICKET_NAME_BYTES)]
-            elif kind == PRE_SHARED_KEY:
-                ticket = _identity(body[start:at])[:TICKET_NAME_BYTES]
-    except (IndexError, struct.error):
-        raise ValueError("it ends within a field") from None
+    """The ClientHello of RFC 8446 4.1.2 and RFC 5246 7.4.1.2. Raises ValueError."""
+    fields = _Fields(body)
+    fields.take(2 + 32)  # the version and random bytes
+    fields.vector(1)  # the session's id
+    fields.vector(2)  # ciphers
+    fields.vector(1)  # compression
+    name: str | None = None
+    alpn: tuple[bytes, ...] = ()
+    ticket = b""
+    seen: set[int] = set()
+    extensions = _Fields(fields.vector(2) if fields.left else b"")
+    if fields.left:
+        raise ValueError("bytes after the extensions")
+    while extensions.left:
+        kind = extensions.number(2)
+        data = extensions.vector(2)
+        if kind in seen:
+            raise ValueError("an extension twice")
+        seen.add(kind)
+        if kind == SERVER_NAME:
+            name = _server_name(data)
+        elif kind == ALPN:
+            alpn = _protocols(data)
+        elif kind == SESSION_TICKET and not ticket:
+            ticket = data[:TICKET_NAME_BYTES]
+        elif kind == PRE_SHARED_KEY:
+            ticket = _Fields(_Fields(data).vector(2)).vector(2)[:TICKET_NAME_BYTES]
     return Hello(name, alpn, ticket)
 
 
+def _whole(data: bytes, size: int) -> _Fields:
+    """The one vector that `data` is to consist of."""
+    fields = _Fields(data)
+    found = _Fields(fields.vector(size))
+    if fields.left or not found.left:
+        raise ValueError("an empty list, or bytes behind it")
+    return found
+
+
 def _server_name(data: bytes) -> str:
-    """Of a list of names, whose only entry is that of a host."""
-    length, kind, size = struct.unpack_from(">HBH", data)
-    name = data[5:]
-    if length != len(data) - 2 or kind or size != len(name) or not _host_name(name):
+    names = _whole(data, 2)
+    kind, name = names.number(1), names.vector(2)
+    if kind or names.left or not _host_name(name):
         raise ValueError("no host name")
     return name.decode("ascii").lower().removesuffix(".")
 
 
 def _protocols(data: bytes) -> tuple[bytes, ...]:
-    at, end = 2, len(data)
-    if end <= at or (data[0] << 8 | data[1]) != end - at:
-        raise ValueError("an empty list, or bytes behind it")
+    names = _whole(data, 2)
     found = []
-    while at < end:
-        size = data[at]
-        found.append(data[at + 1 : at + 1 + size])
-        at += 1 + size
-        if not size or at > end:
-            raise ValueError("an empty name of a protocol, or one that is too long")
+    while names.left:
+        found.append(names.vector(1))
+        if not found[-1]:
+            raise ValueError("an empty name of a protocol")
     return tuple(found)
-
-
-def _identity(data: bytes) -> bytes:
-    """The first of the identities of sessions."""
-    all_of_them, size = _two_numbers(data)
-    if all_of_them > len(data) - 2 or size > all_of_them - 2:
-        raise ValueError("it ends within a session's identity")
-    return data[4 : 4 + size]
