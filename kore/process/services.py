@@ -224,6 +224,7 @@ class Service(Life):
 
     def _left(self) -> str | None:
         """The process is dead: hear what it left behind. The name of the call that it was killed for, if it was."""
+        self.pid = 0  # nonsense is no reason any more to kill whoever has that number now
         if self.channel is not None:
             while self.hear():  # its end of the channel is closed, so there is an end to this
                 pass
