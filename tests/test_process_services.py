@@ -195,7 +195,7 @@ serve(work, services=lambda parent: [
     program.wait_for(r"\[asker\] log=\[has b'hello 0 ")
     program.wait_for("ready: ")
     server = named(program)["server"]
-    (worker,) = {pid for pid in map(int, re.findall(r"\d+", program.wait_for(r"ready: \[(\d+)")[1]))}
+    worker = int(program.wait_for(r"ready: \[(\d+)")[1])
     os.kill(worker, signal.SIGKILL)
     program.wait_for(r"\[wrk 1\] log=\[served as 1, True\]", count=2)
     os.kill(server, signal.SIGKILL)
