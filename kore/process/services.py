@@ -317,6 +317,8 @@ def introduce(server: Life, client: Life, worker: int, retry: Callable[[float, C
         except OSError:
             retry(RETRY_SECONDS, go)
             return
+        for channel in (ours, theirs):
+            channel.refuse_descriptors()
         sent = server.channel.send_fd(Kind.JOIN, b"%d %d" % (worker, client.pid), ours.fileno())
         # A second JOIN of the same process takes the place of the first.
         sent = sent and client.channel.send_fd(Kind.KEYS, b"", theirs.fileno())
