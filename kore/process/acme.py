@@ -21,7 +21,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from kore.errors import SandboxError
+from kore.bsd import pledge
+from kore.errors import StartError
 from kore.process import role
 from kore.process.channel import ChannelError, Kind
 from kore.process.log import LOG_ERR, LOG_INFO, LOG_NOTICE
@@ -114,7 +115,7 @@ class AcmeProcess:
             return self._fatal(f"no authority's certificate can be checked: {bundle}: {error}; see acme_ca_bundle")
         try:
             self._confine()
-        except SandboxError as error:
+        except StartError as error:
             return self._fatal(f"the ACME process cannot be confined: {error}")
         authority = Authority(
             self.orders.provider, self.keys, context=context, email=self.orders.email, wait=self._rest)
@@ -130,15 +131,17 @@ class AcmeProcess:
         return 1
 
     def _confine(self) -> None:
-        """Give up everything but the way to the authority, for good. Raises SandboxError."""
+        """Give up everything but the way to the authority, for good. Raises StartError."""
         mine = self.orders.confinement
         "example.org".encode("idna")  # what a lookup imports
-        if mine.on or mine.rights.chroot or mine.rights.identity is not None:
+        if mine.on or mine.rights.chroot or mine.rights.identity is not None or pledge.available():
             preload.extensions()
             preload.library()
             for package in PACKAGES:
                 preload.package(package, leave_out=["__main__"])
         privileges.give_up(replace(mine.rights, parent=self.place.parent))
+        if pledge.available():
+            pledge.pledge_acme()
         if not mine.on:
             return
         read = tuple(path for path in mine.read if os.path.exists(path))
