@@ -15,6 +15,10 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
+from kore.process.acme import AcmeOrders, AcmeProcess
+from kore.process.channel import channel_pair
+from kore.process.services import Place
+from kore.sandbox.confinement import Confinement
 from tests.acme_harness import EAB_KEY, EAB_KID, Pebble, files_below, pebble
 from tests.acme_proxy import hang_up, problem, proxy, status
 from tests.support import READY, Program, Starter, children, free_port, starter, wait_until
@@ -398,3 +402,38 @@ def test_storage_that_does_not_last_is_refused(tmp_path: Path, start: Starter) -
             for path in sorted(place.rglob("*"), reverse=True):
                 path.rmdir() if path.is_dir() else path.unlink()
             place.rmdir()
+
+
+def test_without_a_key_manager_it_only_waits(tmp_path: Path, start: Starter) -> None:
+    """SIGUSR1 while the key manager is stopped has nothing ordered; it is heard when that goes on."""
+    with served(tmp_path, start) as server, proxy(tmp_path, server.authority) as way:
+        program = server.run(provider=way.address, ca=way.ca)
+        has_certificate(program)
+        keeper, acme = server.service("keymgr"), server.service("acme")
+        seen = len(way.seen)
+        os.kill(keeper, signal.SIGSTOP)
+        try:
+            os.kill(acme, signal.SIGUSR1)
+            program.wait_for("the key manager did not answer within 10 s; what was begun is begun again")
+        finally:
+            os.kill(keeper, signal.SIGCONT)
+        program.wait_for("SIGUSR1: certificates that are due are asked for now")
+        assert len(way.seen) - seen <= 2  # the directory, for the window
+        assert server.authority.log.count("Issued certificate") == 1
+
+
+@pytest.mark.parametrize("reason", ["_hurry", "_fresh"])
+def test_without_a_key_manager_nothing_is_a_hurry(monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
+    """A signal, or a key manager that went again at once, makes no loop that never waits."""
+    ours, theirs = channel_pair()
+    orders = AcmeOrders("https://127.0.0.1:1/dir", NAMES, Confinement(process="acme", on=False))
+    process = AcmeProcess(orders, Place(theirs, os.getpid(), 0))
+    waits: list[float] = []
+    monkeypatch.setattr(process, "_poll", lambda seconds, _keys: waits.append(seconds))
+    setattr(process, reason, True)
+    process._turn(None)
+    assert waits == [3600.0]
+    for channel in (ours, theirs):
+        channel.close()
+    for sock in (process._wake_in, process._wake_out):
+        sock.close()
