@@ -36,7 +36,7 @@ kore.config.acme_email = "admin@example.org"
 
 kore.server("tls", ip="127.0.0.1", port="{port}")
 for name in {names!r}:
-    domain = kore.domain(name, attach="tls", acme=True)
+    domain = kore.domain(name, attach="tls", acme=True{more})
     domain.route("/", lambda req: req.response(200, b"hello"), methods=["get"])
 """
 
@@ -51,11 +51,11 @@ class Server:
     def run(
         self, *arguments: str, names: tuple[str, ...] = NAMES[:1], workers: int = 2, options: str = "",
         environment: dict[str, str] | None = None, wait: bool = True, provider: str | None = None,
-        ca: Path | None = None,
+        ca: Path | None = None, more: str = "",
     ) -> Program:
         text = APP.format(
             workers=workers, provider=provider or self.authority.address, ca=str(ca or self.authority.ca),
-            options=options, port=self.port, names=names)
+            options=options, port=self.port, names=names, more=more)
         (self.directory / "app.py").write_text(text)
         if environment is None and os.environ.get("KORE_IO"):
             environment = {"KORE_IO": os.environ["KORE_IO"]}
@@ -349,6 +349,17 @@ def test_external_account_binding(tmp_path: Path, start: Starter) -> None:
     with served(tmp_path, start, eab=True) as server:
         (server.directory / "eab.key").write_text(EAB_KEY)
         has_certificate(server.run(options=options))
+
+
+def test_a_domain_that_demands_certificates_gets_one(tmp_path: Path, start: Starter) -> None:
+    """The authority, which has none, is let through to the challenge, and to nothing else. Names have no case."""
+    with served(tmp_path, start) as server:
+        name = "One.Example.org"
+        (server.directory / "clients.pem").write_bytes(server.authority.ca.read_bytes())
+        program = server.run(names=(name,), more=", client_verify='clients.pem'")
+        has_certificate(program, name)
+        with pytest.raises(ssl.SSLError):
+            server.get(name.lower(), server.authority.roots())
 
 
 def test_damage_on_disk_is_mended_or_survived(tmp_path: Path, start: Starter) -> None:
