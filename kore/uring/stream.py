@@ -177,6 +177,9 @@ class UringStream(Stream):
         self.rest = data
         self.rest_offset = sent
         self.stuck = len(data) - self.rest_offset
+        if self.out is not None:
+            # Written by a callback of the same batch that came before this: it waits behind the rest.
+            self.driver.dirty.remove(self)
         self.send_rest()
         if self.owner is not None:
             self.owner.stalled()
