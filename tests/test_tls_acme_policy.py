@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kore.tls.acme_policy import Policy, PolicyError, encoded
 
@@ -56,6 +59,9 @@ REFUSED = {
         {"type": "dns", "value": "a.example.org"}, {"type": "dns", "value": "c.example.org"}]}),
     "a pattern": by_account({"identifiers": [{"type": "dns", "value": "*.a.example.org"}]}),
     "an address as a name": by_account({"identifiers": [{"type": "ip", "value": "a.example.org"}]}),
+    "a name that is a list": by_account({"identifiers": [{"type": "dns", "value": ["a.example.org"]}]}),
+    "a certificate request of half a letter": by_account({"csr": "\ud800"}),
+    "an account of half a letter": by_account({"x\ud800": 1}),
     "no names": by_account({"identifiers": []}),
     "names that are none": by_account({"identifiers": {"a": 1}}),
     "another certificate request": by_account({"csr": encoded(b"another")}),
@@ -91,6 +97,31 @@ REFUSED = {
 
 @pytest.mark.parametrize("data", REFUSED.values(), ids=REFUSED.keys())
 def test_nothing_else_is(data: bytes) -> None:
+    with pytest.raises(PolicyError):
+        POLICY.check(data, [CSR])
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.sampled_from(
+        ["dns", "a.example.org", KID, ORDER, "ES256", "\ud800", encoded(CSR), ""]) | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        st.sampled_from(["type", "value", "alg", "nonce", "url", "kid", "jwk", "csr", "identifiers", "status"]), inner),
+    max_leaves=8,
+)
+HEAD = st.fixed_dictionaries({"alg": st.just("ES256"), "nonce": st.just("x"), "url": st.just(ORDER) | JSON}) | JSON
+
+
+@given(HEAD, st.just(KID) | JSON, JSON)
+def test_whatever_is_sent_is_refused_or_signed_and_no_other_error(head: object, kid: object, payload: object) -> None:
+    """A captured process cannot end the one that holds the keys by what it wants signed."""
+    if isinstance(head, dict):
+        head = head | {"kid": kid}
+    with contextlib.suppress(PolicyError):
+        POLICY.check(signing_input(head, payload), [CSR])
+
+
+@given(st.binary(max_size=60))
+def test_bytes_of_any_kind_are_refused(data: bytes) -> None:
     with pytest.raises(PolicyError):
         POLICY.check(data, [CSR])
 

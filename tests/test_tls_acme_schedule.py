@@ -57,14 +57,14 @@ def test_a_third_of_the_life_is_left() -> None:
     """A certificate of 90 days is renewed when 30 are left; one of 6 days when 2 are."""
     for days in (90, 6):
         plan = schedule()
-        plan.installed(NAME, NOW, NOW + days * DAY)
+        plan.installed(NAME, NOW, NOW, NOW + days * DAY)
         assert when(plan, What.ORDER, NOW) == pytest.approx(NOW + days * DAY * 2 / 3, abs=1)
 
 
 def test_the_authority_hint_moves_it() -> None:
     """The moment lies in the window that is suggested, and stays where it is while the window does."""
     plan = Schedule([NAME])
-    plan.installed(NAME, NOW, NOW + 90 * DAY)
+    plan.installed(NAME, NOW, NOW, NOW + 90 * DAY)
     window = (NOW + 50 * DAY, NOW + 52 * DAY)
     plan.hinted(NAME, NOW, window, None)
     chosen = plan.standings[NAME].renewal()
@@ -78,7 +78,7 @@ def test_the_authority_hint_moves_it() -> None:
 
 def test_a_hint_is_not_followed_into_the_grave() -> None:
     plan = schedule()
-    plan.installed(NAME, NOW, NOW + 90 * DAY)
+    plan.installed(NAME, NOW, NOW, NOW + 90 * DAY)
     plan.hinted(NAME, NOW, (NOW + 500 * DAY, NOW + 501 * DAY), None)
     assert plan.standings[NAME].renewal() == NOW + 75 * DAY
     plan.hinted(NAME, NOW, (NOW + 2 * DAY, NOW + DAY), None)  # ends before it begins
@@ -87,7 +87,7 @@ def test_a_hint_is_not_followed_into_the_grave() -> None:
 
 def test_hints_are_asked_for_as_often_as_the_authority_says() -> None:
     plan = schedule()
-    plan.installed(NAME, NOW, NOW + 90 * DAY)
+    plan.installed(NAME, NOW, NOW, NOW + 90 * DAY)
     assert when(plan, What.HINT, NOW) == NOW + 6 * 3600
     for asked, expected in ((7200.0, 7200.0), (None, 6 * 3600.0), (0.0, 60.0), (1e9, DAY)):
         plan.hinted(NAME, NOW, None, asked)
@@ -101,7 +101,7 @@ def test_hints_are_asked_for_as_often_as_the_authority_says() -> None:
 def test_no_hint_is_asked_for_an_expired_certificate() -> None:
     """RFC 9773, 4.3: never after it has expired. It is ordered instead."""
     plan = schedule()
-    plan.installed(NAME, NOW - 90 * DAY, NOW - 1)
+    plan.installed(NAME, NOW - 90 * DAY, NOW - 90 * DAY, NOW - 1)
     plan.failed(NAME, NOW, "down")
     assert isinstance(plan.next(NOW), float)
 
@@ -142,8 +142,8 @@ def test_what_the_authority_asks_for_is_the_least() -> None:
 def test_a_success_forgets_the_failures() -> None:
     plan = schedule()
     plan.failed(NAME, NOW, "down")
-    plan.installed(NAME, NOW, NOW + 90 * DAY)
-    assert plan.standings[NAME] == Standing(NOW, NOW + 90 * DAY, ask_at=NOW + 6 * 3600)
+    plan.installed(NAME, NOW, NOW, NOW + 90 * DAY)
+    assert plan.standings[NAME] == Standing(NOW, NOW + 90 * DAY, ask_at=NOW + 6 * 3600, retry_at=NOW + 5)
 
 
 def test_an_authority_that_always_suggests_now_gets_few_orders() -> None:
@@ -156,10 +156,26 @@ def test_an_authority_that_always_suggests_now_gets_few_orders() -> None:
             now += found
         elif found[1] is What.ORDER:
             orders += 1
-            plan.installed(NAME, now, now + 90 * DAY)
+            plan.installed(NAME, now, now, now + 90 * DAY)
         else:
             plan.hinted(NAME, now, (NOW - 2 * DAY, NOW - DAY), 0.0)
     assert orders == 4
+
+
+def test_certificates_that_are_over_at_once_are_no_storm() -> None:
+    """An authority that gives a second each time gets an order every five."""
+    plan = schedule()
+    now, orders = NOW, 0
+    while now < NOW + 60:
+        found = plan.next(now)
+        if isinstance(found, float):
+            now += found
+        elif found[1] is What.ORDER:
+            orders += 1
+            plan.installed(NAME, now, now - 1, now)
+        else:
+            plan.hinted(NAME, now, None, None)
+    assert orders == 12
 
 
 def test_a_failing_renewal_leaves_the_others_their_turn() -> None:
@@ -172,15 +188,15 @@ def test_a_failing_renewal_leaves_the_others_their_turn() -> None:
 
 def test_what_waits_for_longest_comes_first() -> None:
     plan = schedule(NAME, OTHER)
-    plan.installed(NAME, NOW - 80 * DAY, NOW + 10 * DAY)
-    plan.installed(OTHER, NOW - 85 * DAY, NOW + 5 * DAY)
+    plan.installed(NAME, NOW - 80 * DAY, NOW - 80 * DAY, NOW + 10 * DAY)
+    plan.installed(OTHER, NOW - 85 * DAY, NOW - 85 * DAY, NOW + 5 * DAY)
     assert plan.next(NOW) == (OTHER, What.ORDER)
 
 
 def test_the_clock_may_be_set() -> None:
     """Forward past the expiry: an order at once. Back before a delay began: the delay is not waited for twice."""
     plan = schedule()
-    plan.installed(NAME, NOW, NOW + 90 * DAY)
+    plan.installed(NAME, NOW, NOW, NOW + 90 * DAY)
     assert plan.next(NOW + 1000 * DAY) == (NAME, What.ORDER)
     plan.failed(NAME, NOW + 1000 * DAY, "down")
     plan.standings[NAME] = Standing(retry_at=NOW + 1000 * DAY)
@@ -197,7 +213,7 @@ def test_hurry_forgets_delays() -> None:
 
 def test_the_disk_gives_back_what_it_was_given() -> None:
     plan = schedule()
-    plan.installed(NAME, NOW, NOW + 90 * DAY)
+    plan.installed(NAME, NOW, NOW, NOW + 90 * DAY)
     plan.hinted(NAME, NOW, (NOW + DAY, NOW + 2 * DAY), 60)
     plan.failed(NAME, NOW, "x" * 5000, 60)
     kept = plan.standings[NAME]
@@ -231,6 +247,6 @@ def test_half_nonsense_on_the_disk_never_raises(found: dict) -> None:
 
 def test_nothing_to_do_is_a_look_at_the_clock_now_and_then() -> None:
     plan = schedule()
-    plan.installed(NAME, NOW, NOW + 90 * DAY)
+    plan.installed(NAME, NOW, NOW, NOW + 90 * DAY)
     plan.hinted(NAME, NOW, None, 1e9)
     assert plan.next(NOW) == LOOK_SECONDS_MAX

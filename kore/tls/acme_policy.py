@@ -83,7 +83,8 @@ class Policy:
             self._check_identifiers(found["identifiers"])
             return
         elif fields == {"csr"}:
-            if not isinstance(found["csr"], str) or _decoded(found["csr"].encode()) not in requests:
+            request = found["csr"]
+            if not isinstance(request, str) or not request.isascii() or _decoded(request.encode()) not in requests:
                 raise PolicyError("it asks for a certificate by a request that was not made here")
             return
         raise PolicyError(f"a request with {', '.join(sorted(map(repr, fields)))[:200]} to {address[:200]}")
@@ -93,7 +94,8 @@ class Policy:
         if not isinstance(found, list) or not found:
             raise PolicyError("an order for nothing")
         for each in found:
-            if not isinstance(each, dict) or each.get("type") != "dns" or each.get("value") not in allowed:
+            name = each.get("value") if isinstance(each, dict) and each.get("type") == "dns" else None
+            if not isinstance(name, str) or name not in allowed:
                 raise PolicyError(f"an order for {str(each)[:200]}, which is no domain of this server with acme=True")
 
 

@@ -29,6 +29,9 @@ RETRY_SECONDS_MAX: Final = 6 * 3600.0
 ASKED_SECONDS_MAX: Final = 86400.0
 """The longest that an authority may have us wait (Retry-After): by then it may have been mended."""
 
+ORDER_SECONDS_MIN: Final = 5.0
+"""Between two orders for a name, whatever the authority gives."""
+
 LOOK_SECONDS_MAX: Final = 3600.0
 """The longest between two looks at the clock, which may be set meanwhile."""
 
@@ -152,14 +155,14 @@ class Schedule:
         """Take what was on disk, and the times of the certificate that is there."""
         self.standings[name] = matching(standing, not_before, not_after)
 
-    def installed(self, name: str, not_before: float, not_after: float) -> None:
+    def installed(self, name: str, now: float, not_before: float, not_after: float) -> None:
         """A new certificate is in place.
 
         Its window is asked for later: an authority that suggests to renew at once, whatever the certificate, gets an
-        order now and then, and not one after the other.
+        order now and then, and not one after the other. Nor does one whose certificates are over as soon as they begin.
         """
-        asked = not_before + min(HINT_SECONDS, (not_after - not_before) * LEFT_OF_LIFE_MIN)
-        self.standings[name] = Standing(not_before, not_after, ask_at=asked)
+        asked = now + min(HINT_SECONDS, max(0.0, not_after - not_before) * LEFT_OF_LIFE_MIN)
+        self.standings[name] = Standing(not_before, not_after, ask_at=asked, retry_at=now + ORDER_SECONDS_MIN)
 
     def failed(self, name: str, now: float, error: str, retry_after: float | None = None) -> float:
         """An order failed; the seconds until the next. `retry_after`: what the authority asked for, in seconds."""

@@ -186,7 +186,7 @@ class AcmeStore:
         try:
             body = self._answers[asked.ask](self, asked)
         except (PolicyError, CertificateError) as error:
-            reply(answer(asked.number, Tell.REFUSED, str(error).encode()))
+            reply(answer(asked.number, Tell.REFUSED, str(error).encode("utf-8", "backslashreplace")))
         except OSError as error:
             self._log(f"{asked.ask.name} for {asked.name or 'the account'}: {error}")
             reply(answer(asked.number, Tell.REFUSED, f"cannot be kept on disk: {error}".encode()))
@@ -241,14 +241,14 @@ class AcmeStore:
 
     def _request(self, asked: Question) -> bytes:
         domain = self._domains[asked.name]
-        made = certificates.request([domain.name], domain.key)
+        made = certificates.request([domain.name.lower()], domain.key)  # RFC 8555, 7.1.4: as the order names it
         domain.requests = [made]
         return made
 
     def _begin_challenge(self, asked: Question, reply: Callable[[bytes], None]) -> None:
         domain = self._domains[asked.name]
         try:
-            made = certificates.challenge(domain.name, domain.key, asked.body)
+            made = certificates.challenge(domain.name.lower(), domain.key, asked.body)
         except CertificateError as error:
             raise WireError(str(error)) from None
         self._challenges.add(domain.name)
@@ -342,7 +342,13 @@ def rehearse() -> None:
 
 def _checked(chain: bytes, key: ec.EllipticCurvePrivateKey, name: str, path: str, *, fresh: bool) -> Pair:
     """The pair of a chain, PEM, and the domain's key, if it may be served. Raises CertificateError."""
-    pair = certificates.load_pair(chain, certificates.key_pem(key), cert_name=path, key_name=f"the key of {name}")
+    try:
+        pair = certificates.load_pair(chain, certificates.key_pem(key), cert_name=path, key_name=f"the key of {name}")
+    except CertificateError:
+        raise
+    except Exception as error:
+        # Whatever a parser makes of what strangers wrote, it does not end the process that holds the keys.
+        raise CertificateError(f"{path}: cannot be read: {error}") from error
     if not any(certificates.covers(pattern, name) for pattern in pair.names):
         raise CertificateError(f"{path}: it is for {', '.join(pair.names)[:200] or 'no name'}, not for {name}")
     now = datetime.datetime.now(datetime.UTC)
