@@ -14,7 +14,7 @@ KQUEUE_ENV := KORE_IO=kqueue KORE_SANDBOX=no PYTHONPATH=$(CURDIR)/tests/kqueue
 # What runs once more with the workers of all servers in the sandbox, as outside development they are: about two minutes.
 INSIDE := $(patsubst %,tests/%.py,test_reference test_reference_awaitables test_http_server_handlers test_http_bodies \
 	test_http_files test_websocket_clients test_asgi_frameworks test_proc_odd test_curl_ends test_postgresql_served \
-	test_libraries_clients test_examples_files test_tls_domains)
+	test_libraries_clients test_examples_files test_tls_domains test_tls_conversations)
 
 # With sudo, what root wrote goes back to who called it.
 GIVE_BACK = @if [ -n "$$SUDO_UID" ]; then for f in $(CACHES); do if [ -e "$$f" ]; then \

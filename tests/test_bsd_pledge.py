@@ -92,7 +92,7 @@ def test_the_key_manager_writes_only_with_acme(libc, record, acme: bool, promise
 def test_the_acme_process_sees_the_cas_alone(libc, record) -> None:
     """The veil first: after the promise there is no more unveiling."""
     pledge.pledge_acme(libc=libc)
-    assert record() == [("unveil", "/etc/ssl/ | r"), ("pledge", "stdio inet dns rpath | NULL")]
+    assert record() == [("unveil", "/etc/ssl/ | r"), ("pledge", "stdio inet dns rpath recvfd | NULL")]
 
 
 def test_a_refusal_is_fatal_and_says_of_what(libc, record, monkeypatch) -> None:

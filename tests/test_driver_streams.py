@@ -137,6 +137,35 @@ def test_ten_mib_to_a_slow_reader(driver, pair) -> None:
     assert (owner.stalls, owner.drains) == (1, 1)
 
 
+def test_what_a_callback_of_the_same_batch_writes_overtakes_nothing(driver, pair, tmp_path) -> None:
+    """An operation that completes before it is known that the kernel did not take all: what it writes comes behind."""
+    near, far = pair
+    owner = own(driver, near)
+    path = tmp_path / "file"
+    path.write_bytes(PATTERN)
+    fd = os.open(path, os.O_RDONLY)
+    got = bytearray()
+    far.setblocking(False)
+    for _ in range(8):
+        driver.read(fd, 131072, 0, lambda data: owner.stream.write(data + b"behind"))
+        owner.stream.write(PATTERN * 4)
+        turns(driver)
+        expected = PATTERN * 4 + PATTERN[:131072] + b"behind"
+        del got[:]
+
+        def whole() -> bool:
+            try:
+                while True:
+                    got.extend(far.recv(100_000))
+            except BlockingIOError:
+                return len(got) >= len(expected)  # noqa: B023
+
+        while not whole():
+            driver.wait(0.01)
+        assert same(got, expected)
+    os.close(fd)
+
+
 def test_ten_mib_to_the_owner(driver, pair) -> None:
     """A fast sender's bytes all arrive, and in order."""
     near, far = pair

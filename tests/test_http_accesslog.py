@@ -260,7 +260,7 @@ def test_domains_have_their_own_logs_and_formats(place):
     assert 50 <= found.pop("duration_ms") < 5000
     assert found == {
         "client": "127.0.0.1", "method": "GET", "path": "/a/", "query": "b=%22", "protocol": "HTTP/1.1", "status": 200,
-        "bytes": 4, "route": "^/(.*)$", "request_id": "id-7", "host": "json.example:80", "referer": "r",
+        "bytes": 4, "route": "^/(.*)$", "user": None, "request_id": "id-7", "host": "json.example:80", "referer": "r",
         "agent": "\u00e9\"",
     }  # fmt: skip
     for _ in range(2):

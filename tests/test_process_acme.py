@@ -15,6 +15,10 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
+from kore.process.acme import AcmeOrders, AcmeProcess
+from kore.process.channel import channel_pair
+from kore.process.services import Place
+from kore.sandbox.confinement import Confinement
 from tests.acme_harness import EAB_KEY, EAB_KID, Pebble, files_below, pebble
 from tests.acme_proxy import hang_up, problem, proxy, status
 from tests.support import READY, Program, Starter, children, free_port, starter, wait_until
@@ -32,7 +36,7 @@ kore.config.acme_email = "admin@example.org"
 
 kore.server("tls", ip="127.0.0.1", port="{port}")
 for name in {names!r}:
-    domain = kore.domain(name, attach="tls", acme=True)
+    domain = kore.domain(name, attach="tls", acme=True{more})
     domain.route("/", lambda req: req.response(200, b"hello"), methods=["get"])
 """
 
@@ -47,11 +51,11 @@ class Server:
     def run(
         self, *arguments: str, names: tuple[str, ...] = NAMES[:1], workers: int = 2, options: str = "",
         environment: dict[str, str] | None = None, wait: bool = True, provider: str | None = None,
-        ca: Path | None = None,
+        ca: Path | None = None, more: str = "",
     ) -> Program:
         text = APP.format(
             workers=workers, provider=provider or self.authority.address, ca=str(ca or self.authority.ca),
-            options=options, port=self.port, names=names)
+            options=options, port=self.port, names=names, more=more)
         (self.directory / "app.py").write_text(text)
         if environment is None and os.environ.get("KORE_IO"):
             environment = {"KORE_IO": os.environ["KORE_IO"]}
@@ -347,6 +351,17 @@ def test_external_account_binding(tmp_path: Path, start: Starter) -> None:
         has_certificate(server.run(options=options))
 
 
+def test_a_domain_that_demands_certificates_gets_one(tmp_path: Path, start: Starter) -> None:
+    """The authority, which has none, is let through to the challenge, and to nothing else. Names have no case."""
+    with served(tmp_path, start) as server:
+        name = "One.Example.org"
+        (server.directory / "clients.pem").write_bytes(server.authority.ca.read_bytes())
+        program = server.run(names=(name,), more=", client_verify='clients.pem'")
+        has_certificate(program, name)
+        with pytest.raises(ssl.SSLError):
+            server.get(name.lower(), server.authority.roots())
+
+
 def test_damage_on_disk_is_mended_or_survived(tmp_path: Path, start: Starter) -> None:
     """Garbage in the place of a certificate: the one in use is served on; at a start there is a new one in time."""
     with served(tmp_path, start) as server:
@@ -398,3 +413,38 @@ def test_storage_that_does_not_last_is_refused(tmp_path: Path, start: Starter) -
             for path in sorted(place.rglob("*"), reverse=True):
                 path.rmdir() if path.is_dir() else path.unlink()
             place.rmdir()
+
+
+def test_without_a_key_manager_it_only_waits(tmp_path: Path, start: Starter) -> None:
+    """SIGUSR1 while the key manager is stopped has nothing ordered; it is heard when that goes on."""
+    with served(tmp_path, start) as server, proxy(tmp_path, server.authority) as way:
+        program = server.run(provider=way.address, ca=way.ca)
+        has_certificate(program)
+        keeper, acme = server.service("keymgr"), server.service("acme")
+        seen = len(way.seen)
+        os.kill(keeper, signal.SIGSTOP)
+        try:
+            os.kill(acme, signal.SIGUSR1)
+            program.wait_for("the key manager did not answer within 10 s; what was begun is begun again")
+        finally:
+            os.kill(keeper, signal.SIGCONT)
+        program.wait_for("SIGUSR1: certificates that are due are asked for now")
+        assert len(way.seen) - seen <= 2  # the directory, for the window
+        assert server.authority.log.count("Issued certificate") == 1
+
+
+@pytest.mark.parametrize("reason", ["_hurry", "_fresh"])
+def test_without_a_key_manager_nothing_is_a_hurry(monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
+    """A signal, or a key manager that went again at once, makes no loop that never waits."""
+    ours, theirs = channel_pair()
+    orders = AcmeOrders("https://127.0.0.1:1/dir", NAMES, Confinement(process="acme", on=False))
+    process = AcmeProcess(orders, Place(theirs, os.getpid(), 0))
+    waits: list[float] = []
+    monkeypatch.setattr(process, "_poll", lambda seconds, _keys: waits.append(seconds))
+    setattr(process, reason, True)
+    process._turn(None)
+    assert waits == [3600.0]
+    for channel in (ours, theirs):
+        channel.close()
+    for sock in (process._wake_in, process._wake_out):
+        sock.close()

@@ -139,7 +139,8 @@ from kore.sandbox.privileges import Rights
 from kore.sandbox import confinement
 
 allowed, other = map(int, sys.argv[1:3])
-mine = Confinement(process="acme", on=True, rights=Rights(), read=tuple(_readable(Rights())), connect_ports=(allowed,))
+mine = Confinement(process="acme", on=True, rights=Rights(), read=tuple(_readable(Rights())), connect_ports=(allowed,),
+                   names=len(sys.argv) > 3)
 confinement.prepare(mine)
 ours, theirs = channel_pair()
 orders = AcmeOrders(f"https://127.0.0.1:{allowed}/dir", ("a.example.org",), mine)
@@ -176,6 +177,11 @@ tried("fast open", fast_open)
 tried("bind", listen)
 tried("unix", lambda: socket.socket(socket.AF_UNIX))
 tried("udp", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+if mine.names:
+    try:
+        socket.getaddrinfo("nowhere.invalid", 443)
+    except socket.gaierror:
+        print("lookup fails", flush=True)
 tried("raw", lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW))
 tried("passwd", lambda: open("/etc/passwd"))
 tried("shadow", lambda: open("/etc/shadow"))
@@ -191,19 +197,21 @@ print("done", flush=True)
 
 
 @needs_root
-def test_what_a_captured_acme_process_cannot_do(tmp_path: Path, start: Starter) -> None:
-    """It reaches its provider's port, and nothing else: no other port, no file, no process, no listener."""
+@pytest.mark.parametrize("names", [[], ["names"]])
+def test_what_a_captured_acme_process_cannot_do(tmp_path: Path, start: Starter, names: list[str]) -> None:
+    """It reaches its provider's port, a resolver if that has a name, and nothing else: no file, process or listener."""
     pytest.importorskip("pyseccomp")
     with socket.create_server(("127.0.0.1", 0)) as allowed, socket.create_server(("127.0.0.1", 0)) as other:
         ports = [str(sock.getsockname()[1]) for sock in (allowed, other)]
         (tmp_path / "attack.py").write_text(ATTACK)
-        program = start.command(str(Path(os.sys.executable)), "attack.py", *ports)
+        program = start.command(str(Path(os.sys.executable)), "attack.py", *ports, *names)
         program.wait_for("done")
         assert program.wait() == 0
     found = dict(line.rsplit(" ", 1) for line in program.out.splitlines() if " " in line)
     assert found == {
         "provider": "works", "elsewhere": "EACCES", "fast open": "ENOTSUP", "bind": "EACCES", "unix": "EACCES",
-        "udp": "EACCES", "raw": "EACCES", "passwd": "EACCES", "shadow": "EACCES", "own folder": "EACCES",
+        "udp": "works" if names else "EACCES", "raw": "EACCES", "passwd": "EACCES", "shadow": "EACCES",
+        "own folder": "EACCES",
         "write": "EACCES", "fork": "EPERM", "kill": "EPERM", "ring": "EPERM", "memfd": "ENOSYS",
-        "mprotect": "EACCES",
+        "mprotect": "EACCES", **({"lookup": "fails"} if names else {}),
     }

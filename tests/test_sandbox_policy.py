@@ -53,7 +53,7 @@ def test_every_allowed_call_says_what_it_is_for():
 @pytest.mark.parametrize("engine", ["uring", "epoll"])
 def test_allowed_calls_are_decided_by_the_kernel_alone(machine, engine):
     """Without a look at arguments, so that seccomp's action cache serves them."""
-    features = Features(engine, files=True, write=True, resolver=True)
+    features = Features(engine=engine, files=True, write=True, resolver=True)
     ours = program(features, machine)
     for heading in ("always", engine, "files", "write", "resolver"):
         for call in policy.ALLOWED[heading]:

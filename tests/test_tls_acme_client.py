@@ -124,8 +124,8 @@ def test_an_authority_that_forgot_the_account(tmp_path: Path, home: Path, respon
 
 
 def test_refused_nonces_are_retried(tmp_path: Path, home: Path, responder: Responder) -> None:
-    """An authority that refuses half of its own nonces makes an order longer and no more."""
-    with pebble(tmp_path, responder.port, environment={"PEBBLE_WFE_NONCEREJECT": "50"}) as authority:
+    """An authority that refuses a third of its own nonces makes an order longer and no more."""
+    with pebble(tmp_path, responder.port, environment={"PEBBLE_WFE_NONCEREJECT": "30"}) as authority:
         both = joined(home, authority, responder)
         both.authority.issue(NAMES[0])
         assert both.published == [NAMES[0]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests import tls_conversations_hello, tls_conversations_later, tls_conversations_served
+from tests import tls_conversations_client, tls_conversations_hello, tls_conversations_later, tls_conversations_served
 from tests.support import alive, free_port, open_files, pids_of, skip_unless, starter, wait_until
 from tests.tls_conversations import ROWS, Row
 from tests.tls_harness import issue
@@ -18,6 +18,9 @@ kore.config.deployment = "dev"
 kore.server("tls", ip="127.0.0.1", port="{port}")
 home = kore.domain("localhost", attach="tls", cert=("ec.pem", "rsa.pem"), key=("ec.key", "rsa.key"))
 
+asking = kore.domain("clients.test", attach="tls", cert="ec.pem", key="ec.key", client_verify="clients.pem")
+
+@kore.route("/", domain=asking, methods=["get"])
 @kore.route("/", domain=home, methods=["get"])
 def index(req):
     req.response(200, b"hello")
@@ -33,7 +36,8 @@ def server(request, tmp_path_factory):
     skip_unless(request.param)
     folder = tmp_path_factory.mktemp("conversations")
     for kind, name in (("p256", "ec"), ("rsa2048", "rsa")):
-        issue("localhost", kind=kind).save(folder / f"{name}.pem")
+        issue("localhost", tls_conversations_client.NAME, kind=kind).save(folder / f"{name}.pem")
+    (folder / "clients.pem").write_bytes(tls_conversations_client.clients().pem)
     port = free_port()
     with starter(folder) as start:
         program = start.app(APP.format(port=port), environment={"KORE_IO": request.param})
@@ -51,7 +55,7 @@ def test_the_table_is_whole():
     assert {part.__name__ for part in PARTS} <= {row.talk.__module__ for row in ROWS}
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [*ROWS, *tls_conversations_client.ROWS], ids=lambda row: row.name)
 def test_it_is_answered_as_the_protocol_says(server, row: Row):
     """The conversation itself; the connection of before is served, by the same worker, which says nothing of it."""
     assert row.hold(server.address[1]) == ""

@@ -246,7 +246,7 @@ def test_half_open_handshakes_are_bounded_in_number_and_memory(tmp_path, engine)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("groups", ["X25519:P-256", "P-521:P-384:P-256"])  # the second makes a HelloRetryRequest of TLS 1.3
+@pytest.mark.parametrize("groups", ["X25519:P-256", "P-521:P-384:P-256"])  # the second: a HelloRetryRequest in TLS 1.3
 def test_a_handshake_waits_for_keys_that_come_back(tmp_path, engine, version, groups):
     with tls_server(tmp_path, engine) as server:
         server.order("app.keys.process.kill()")

@@ -477,6 +477,10 @@ class Client:
     def finish12(self) -> None:
         """Send our key, change ciphers, end the handshake; the server's end is checked."""
         self.exchange12()
+        self.change12()
+
+    def change12(self) -> None:
+        """Change ciphers and end the handshake; the server's end is checked."""
         self.send(CCS, b"\1")
         self.writing = self.own
         finished = self.finished12()

@@ -25,7 +25,7 @@ ACCESS_LOGS = "recvfd"
 BODIES_IN_FILES = "wpath cpath"
 KEYMGR = "stdio rpath"
 KEYMGR_ACME = "wpath cpath"
-ACME = "stdio inet dns rpath"
+ACME = "stdio inet dns rpath recvfd"  # a new key manager's end of a pair comes along
 ACME_FILES = "/etc/ssl/"
 """Where the CAs are that an ACME provider's certificate is checked with: all that this process can see."""
 

@@ -66,6 +66,8 @@ class Entry(NamedTuple):
     """The path or pattern of the route."""
     field: Callable[[str], str | None]
     """The first field of the request of that name."""
+    user: str | None = None
+    """The common name in the client's certificate, where it has shown one."""
 
 
 class AccessLog:
@@ -182,8 +184,9 @@ def _common(log: AccessLog, entry: Entry, what: str) -> bytes:
     head = entry.head
     request = "-" if head is None else f"{head.method_name} {escaped(getattr(head, what))} HTTP/1.{head.minor}"
     referer, agent = entry.field("referer"), entry.field("user-agent")
+    user = escaped(entry.user).replace(" ", r"\x20") if entry.user else "-"
     return (
-        f'{entry.client} - - [{log.stamp()}] "{request}" {entry.status} {entry.body_bytes} '
+        f'{entry.client} - {user} [{log.stamp()}] "{request}" {entry.status} {entry.body_bytes} '
         f'"{escaped(referer) if referer else "-"}" "{escaped(agent) if agent else "-"}"\n'
     ).encode("ascii", "backslashreplace")
 
@@ -206,6 +209,7 @@ def _json(_log: AccessLog, entry: Entry) -> bytes:
     found: dict[str, Any] = {
         "time": stamp,
         "client": None if entry.client == "-" else entry.client,
+        "user": entry.user,
         "method": head.method_name if head else None,
         "path": head.path if head else None,
         "query": head.query if head else None,

@@ -40,10 +40,14 @@ LINGER_S = 2.0
 LOG_NOTICE = 5
 
 
+def nothing() -> None:
+    """What a stream that is not encrypted knows of its client's certificate."""
+
+
 class HttpConnection(Input):
     """The owner of one stream. Made by `Service.accepted`; ends with `lost`."""
 
-    __slots__ = ("began", "bucket", "client", "endpoints", "peer_object", "trailing")
+    __slots__ = ("began", "bucket", "client", "endpoints", "peer_object", "trailing", "user")
 
     def __init__(self, service: Service | Asked, fd: int, stream: TlsStream | None = None) -> None:
         self.service = service
@@ -74,6 +78,7 @@ class HttpConnection(Input):
         self.peer_object: Peer | None = None
         self.began = 0.0  # when the request at hand came, where somebody wants to know
         self.client: str | None = None  # the client's address, once a log has asked for it
+        self.user: str | None = None  # the name in its certificate, with it
         self.endpoints: tuple[Any, Any] | None = None  # the server's and the client's, once a mount has asked for them
         self.bucket = NEVER
         if stream is None:
@@ -331,7 +336,9 @@ class HttpConnection(Input):
             route = None if prepared.route is None else prepared.route.path
             duration = self.server.loop.time() - self.began
             field = request.request_header
-            prepared.log.add(Entry(self.client_address(), prepared.head, status, body_bytes, duration, route, field))
+            entry = Entry(
+                self.client_address(), prepared.head, status, body_bytes, duration, route, field, self.user)
+            prepared.log.add(entry)
 
     def _log_refusal(self, status: int, body_bytes: int) -> None:
         head = None if self.parser is None else self.parser.head
@@ -339,12 +346,14 @@ class HttpConnection(Input):
         if log is not None:
             block = self.parser.block if self.parser is not None and head is not None else b""
             field = dict(reversed(fields(block))).get
-            log.add(Entry(self.client_address(), head, status, body_bytes, None, None, field))
+            log.add(Entry(self.client_address(), head, status, body_bytes, None, None, field, self.user))
 
     def client_address(self) -> str:
         """The client's IP address, "-" for a UNIX socket. Looked up once, while there is a connection to ask."""
         if self.client is None:
             self.client = "-" if self.gone else address(self.stream.fd)
+            shown = getattr(self.stream, "certificate_names", nothing)()
+            self.user = shown["subject"].get("CN") if shown else None
         return self.client
 
     def finish(self) -> None:

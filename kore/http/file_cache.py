@@ -139,14 +139,14 @@ class FileCache:
             self.bytes_kept -= entry.bytes_kept
             self._retire(entry)
 
-    def make(self, variant: Variant, head: bytes, content: bytes, date: str) -> None:
-        """Make the response of this second."""
+    def make(self, variant: Variant, head: bytes, content: bytes, date: str, *, encrypted: bool = False) -> None:
+        """Make the response of this second; one that is to be encrypted is no file, which the kernel sends as it is."""
         variant.memory = None
         self._memories.pop(variant, None)
         oldest = next(iter(self._memories), None)
         if oldest is not None and len(self._memories) >= MEMORY_FILES_MAX and oldest.date is not date:
             self._forget_response(oldest)
-        if len(self._memories) < MEMORY_FILES_MAX:
+        if len(self._memories) < MEMORY_FILES_MAX and not encrypted:
             variant.memory = memory_file(head, content)
         if variant.memory is not None:
             self._memories[variant] = None

@@ -393,7 +393,7 @@ def _keep(request: Request, lookup: Lookup, variant: Variant, content: bytes) ->
         return False
     if variant.date is not heads.date:
         head = heads.build(200, 1, True, variant.fields, variant.size)
-        lookup.cache.make(variant, head, content, heads.date)
+        lookup.cache.make(variant, head, content, heads.date, encrypted=connection.service.protocol != "http")
     if variant.content is not None:
         lookup.cache.remember(prepared, variant)
     if variant.memory is not None:

@@ -21,7 +21,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from kore.errors import SandboxError
+from kore.bsd import pledge
+from kore.errors import StartError
 from kore.process import role
 from kore.process.channel import ChannelError, Kind
 from kore.process.log import LOG_ERR, LOG_INFO, LOG_NOTICE
@@ -114,7 +115,7 @@ class AcmeProcess:
             return self._fatal(f"no authority's certificate can be checked: {bundle}: {error}; see acme_ca_bundle")
         try:
             self._confine()
-        except SandboxError as error:
+        except StartError as error:
             return self._fatal(f"the ACME process cannot be confined: {error}")
         authority = Authority(
             self.orders.provider, self.keys, context=context, email=self.orders.email, wait=self._rest)
@@ -130,15 +131,17 @@ class AcmeProcess:
         return 1
 
     def _confine(self) -> None:
-        """Give up everything but the way to the authority, for good. Raises SandboxError."""
+        """Give up everything but the way to the authority, for good. Raises StartError."""
         mine = self.orders.confinement
         "example.org".encode("idna")  # what a lookup imports
-        if mine.on or mine.rights.chroot or mine.rights.identity is not None:
+        if mine.on or mine.rights.chroot or mine.rights.identity is not None or pledge.available():
             preload.extensions()
             preload.library()
             for package in PACKAGES:
                 preload.package(package, leave_out=["__main__"])
         privileges.give_up(replace(mine.rights, parent=self.place.parent))
+        if pledge.available():
+            pledge.pledge_acme()
         if not mine.on:
             return
         read = tuple(path for path in mine.read if os.path.exists(path))
@@ -155,13 +158,14 @@ class AcmeProcess:
     # What is to be done.
 
     def _turn(self, authority: Authority) -> None:
-        if self._sock is None:
-            self._wait(acme_schedule.LOOK_SECONDS_MAX)
+        sock = self._sock
+        if sock is None:
+            self._poll(acme_schedule.LOOK_SECONDS_MAX, None)
             return
         try:
             if self._fresh or self._hurry:
-                self._fresh = False
                 self._restore()
+                self._fresh = self._fresh and self._sock is not sock
             if self._hurry:
                 self._hurry = False
                 self.schedule.hurry()
@@ -175,7 +179,8 @@ class AcmeProcess:
                 self._order(authority, found[0])
         except KeysGoneError as error:
             role.role.log(LOG_NOTICE, f"{error}; what was begun is begun again when it is there")
-            self._wait(KEYS_SECONDS)
+            if self._sock is sock:
+                self._poll(KEYS_SECONDS, sock)
 
     def _restore(self) -> None:
         """Take what the key manager knows of each domain. Raises KeysGoneError."""
@@ -265,7 +270,7 @@ class AcmeProcess:
 
         def look(_number: int, _frame: object) -> None:
             if self._talking and _closed(self.place.channel.fileno()):
-                self._talking = False  # once: what ends by it may talk on
+                self._talking, self._ending = False, True
                 raise _Ended
 
         signal.signal(signal.SIGIO, look)
@@ -314,8 +319,10 @@ class AcmeProcess:
     def _poll(self, seconds: float, keys: socket.socket | None) -> bytes | None:
         """Wait for the parent, a signal, and `keys`: what the key manager says there, if it says anything."""
         poller = select.poll()
-        for fd in (self.place.channel.fileno(), self._wake_in.fileno(), *([] if keys is None else [keys.fileno()])):
-            poller.register(fd, select.POLLIN)
+        heard = (self._wake_in, keys, None if self._ending else self.place.channel)
+        for one in heard:
+            if one is not None:
+                poller.register(one.fileno(), select.POLLIN)
         poller.poll(seconds * 1000)
         with contextlib.suppress(BlockingIOError):
             while self._wake_in.recv(4096):

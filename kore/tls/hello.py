@@ -10,6 +10,7 @@ it came, says what is wrong in the right alert, and the connection counts as one
 from __future__ import annotations
 
 import re
+import struct
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,6 +27,7 @@ ALPN: Final = 16  # RFC 7301 3.1
 SESSION_TICKET: Final = 35  # RFC 5077 3.2
 PRE_SHARED_KEY: Final = 41  # RFC 8446 4.2.11
 
+_extension = struct.Struct("!HH").unpack_from
 _host_name = re.compile(rb"[!-~]{1,255}").fullmatch
 
 
@@ -134,34 +136,39 @@ class _Fields:
 
 
 def _parsed(body: bytes) -> Hello:
-    """The ClientHello of RFC 8446 4.1.2 and RFC 5246 7.4.1.2. Raises ValueError."""
+    """The ClientHello of RFC 8446 4.1.2 and RFC 5246 7.4.1.2. Raises ValueError.
+
+    A browser sends some twenty extensions; only those that matter are looked into.
+    """
     fields = _Fields(body)
     fields.take(2 + 32)  # the version and random bytes
     fields.vector(1)  # the session's id
     fields.vector(2)  # ciphers
     fields.vector(1)  # compression
-    name: str | None = None
-    alpn: tuple[bytes, ...] = ()
-    ticket = b""
-    seen: set[int] = set()
-    extensions = _Fields(fields.vector(2) if fields.left else b"")
-    if fields.left:
-        raise ValueError("bytes after the extensions")
-    while extensions.left:
-        kind = extensions.number(2)
-        data = extensions.vector(2)
-        if kind in seen:
-            raise ValueError("an extension twice")
-        seen.add(kind)
-        if kind == SERVER_NAME:
-            name = _server_name(data)
-        elif kind == ALPN:
-            alpn = _protocols(data)
-        elif kind == SESSION_TICKET and not ticket:
-            ticket = data[:TICKET_NAME_BYTES]
-        elif kind == PRE_SHARED_KEY:
-            ticket = _Fields(_Fields(data).vector(2)).vector(2)[:TICKET_NAME_BYTES]
-    return Hello(name, alpn, ticket)
+    if not fields.left:
+        return Hello()
+    at, size = fields.at + 2, len(body)
+    if fields.number(2) != size - at:
+        raise ValueError("the extensions end before or after the message")
+    found: dict[int, bytes] = {}
+    while at < size:
+        if at + 4 > size:
+            raise ValueError("it ends within an extension")
+        kind, length = _extension(body, at)
+        at += 4 + length
+        if at > size or kind in found:
+            raise ValueError("an extension twice, or one that is cut off")
+        found[kind] = body[at - length : at]
+    name = found.get(SERVER_NAME)
+    alpn = found.get(ALPN)
+    shared = found.get(PRE_SHARED_KEY)
+    if shared is None:
+        ticket = found.get(SESSION_TICKET, b"")
+    else:
+        ticket = _Fields(_Fields(shared).vector(2)).vector(2)
+    return Hello(
+        None if name is None else _server_name(name), () if alpn is None else _protocols(alpn),
+        ticket[:TICKET_NAME_BYTES])
 
 
 def _whole(data: bytes, size: int) -> _Fields:

@@ -181,6 +181,9 @@ class UringStream(Stream):
         self.rest = bytes(data)  # what is not bytes may change while it waits
         self.rest_offset = sent
         self.stuck = len(data) - sent
+        if self.out is not None:
+            # Written by a callback of the same batch that came before this: it waits behind the rest.
+            self.driver.dirty.remove(self)
         self.wait_for_room()
         if self.owner is not None:
             self.owner.stalled()

@@ -1,8 +1,9 @@
 """Servers under measurement: how each is started and stopped, and what the kernel knows of its processes.
 
-Every server gets one worker on one core, as many connections as any case opens, and no access log. Of kore only those
-that say so have the sandbox on: it is compared with itself, and the peers have none. A server that can't
-be started is reported with the reason; nothing is left out in silence.
+Every server gets one worker on one core, as many connections as any case opens, and no access log. All its processes
+are on that core and counted, so kore's key manager too. Of kore only those that say so have the sandbox on: it is
+compared with itself, and the peers have none. A server that can't be started is reported with the reason; nothing is
+left out in silence.
 """
 
 from __future__ import annotations
