@@ -16,12 +16,14 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from kore.application.servers import Listener
 from kore.process import role
 from kore.process.channel import Channel, ChannelError, Kind, channel_pair
+from kore.process.listening import Listening
 from kore.process.log import LOG_ERR, LOG_INFO, LOG_NOTICE, Log
 from kore.process.output import Output, flush_own
 from kore.process.relay import Relay
@@ -85,6 +87,10 @@ class Orders:
     """The name of the route with an index, for the report of a death."""
     access_logs: tuple[AccessLog, ...] = ()
     """What is opened again on SIGHUP, besides the log."""
+    listeners: Sequence[Listener] = ()
+    """Those that a worker could stop, and that are looked after."""
+    backlog: int = 0
+    """That of the listeners."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +132,7 @@ class Parent:
         if orders.tracing is not None:
             self.tracing = Tracing(self._selector, log, orders.tracing, orders.name)
         self._supervision = self.tracing or Supervision(self._selector, log)
+        self._listening = Listening(log, self._after, orders.listeners, orders.backlog)
         self._reopening = Reopening(orders.access_logs, log, self._after)
         self._wake_in, self._wake_out = socket.socketpair()
 
