@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from kore.errors import EngineError
-from tests.engines import ENGINES as SYSTEM_ENGINES
+from tests.engines import ENGINES as ENGINES
 
-ENGINES = [*SYSTEM_ENGINES, "uring-bounded"]
+DRIVERS = [*ENGINES, "uring-bounded"]
 """The last is a ring as workers have it that may connect to some ports: its output leaves by system calls."""
 
 SECONDS_MAX = 20.0

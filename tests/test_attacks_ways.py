@@ -14,7 +14,7 @@ import pytest
 from kore.uring.restrictions import SERVING
 from tests.attacks_harness import AS_ROOT, target
 from tests.privileges_harness import needs_root, root_directory
-from tests.support import SECONDS, children, pids_of, skip_unless
+from tests.support import children, pids_of, skip_unless
 
 
 @pytest.fixture(params=["uring", "epoll"])
@@ -249,24 +249,93 @@ def test_programs_live_in_the_root_too(tmp_path, engine):
         assert os.readlink(f"/proc/{spawner}/root") == str(tmp_path / "root")
 
 
-LISTENERS = """
-for fd in range(100):
+# The listening socket, which all workers share.
+
+LISTENER = """
+def listener():
+    for fd in range(3, 100):
+        try:
+            sock = socket.socket(fileno=os.dup(fd))
+            if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                KEPT.append(sock)
+                return sock
+        except OSError:
+            pass
+sock = listener()
+"""
+SHUT = LISTENER + """
+found = []
+for how in (socket.SHUT_RD, socket.SHUT_RDWR):
     try:
-        sock = socket.socket(fileno=os.dup(fd))
-        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            sock.shutdown(socket.SHUT_RDWR)
-            return os.getpid()
-    except OSError:
-        pass
+        found.append(sock.shutdown(how))
+    except OSError as error:
+        found.append(errno.errorcode[error.errno])
+mine, other = socket.socketpair()
+mine.shutdown(socket.SHUT_WR)
+return found, other.recv(1)
 """
 
 
-def test_no_worker_shuts_a_listener_down_that_others_serve(tmp_path, engine):
-    """The workers share one listening socket, and shutdown(2) on it would be for all."""
-    with target(tmp_path, engine, workers=2) as victim:
-        returned(victim.attack(LISTENERS))
-        with socket.create_connection(victim.address, timeout=SECONDS):
+@pytest.mark.parametrize("connects", [False, True], ids=["serving", "connecting"])
+def test_no_worker_shuts_a_listener_down(tmp_path, engine, connects):
+    """shutdown(2) on it would be for all; a FIN may be sent."""
+    lines = ["kore.config.sandbox_connect = 1"] if connects else []
+    with target(tmp_path, engine, *lines, workers=2) as victim:
+        assert returned(victim.attack(SHUT)) == (["ENOTCONN"] * 2, b"")
+        for _ in range(10):
             victim.serves()
+
+
+NOBODY = "struct.pack('=H14x', socket.AF_UNSPEC)"
+STOPPED = {
+    "connect": f"sys_call('connect', sock.fileno(), {NOBODY}, 16)",
+    "CONNECT": f"await ring(16, sock.fileno(), addr={NOBODY}, off=16)",
+    "connected anew": f"sys_call('connect', sock.fileno(), {NOBODY}, 16)\nsock.connect_ex(('127.0.0.1', PORT))",
+}
+"""What ends the listening: it is a connect(2), whose address nobody sees."""
+
+
+@pytest.mark.parametrize("how", STOPPED)
+def test_a_listener_that_a_worker_stops_listens_again(tmp_path, engine, how):
+    """The parent looks, also when it was connected elsewhere meanwhile, and at the second time."""
+    if how == "CONNECT" and engine != "uring":
+        pytest.skip("there is no ring")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with target(tmp_path, engine, f"kore.config.sandbox_connect = {port}", workers=2) as victim:
+            for count in (1, 2):
+                code = f"{LISTENER}\n{STOPPED[how]}\nreturn sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)"
+                assert victim.attack(code, PORT=port) == "returned 0"
+                victim.program.wait_for("server plain: a worker had stopped its socket; it listens again", count=count)
+                for _ in range(10):
+                    victim.serves()
+
+
+def test_a_listener_that_a_worker_makes_wait_holds_up_nobody(tmp_path, engine):
+    """accept(2) on a socket that blocks would wait for the next connection, in the middle of the loop."""
+    with target(tmp_path, engine, workers=2) as victim:
+        for _ in range(4):
+            assert victim.attack(f"{LISTENER}\nos.set_blocking(sock.fileno(), True)\nreturn 1") == "returned 1"
+            for _ in range(10):
+                victim.serves()
+
+
+OPTIONS = LISTENER + """
+found = []
+for option, value in ((25, b"lo"), (62, 1), (47, 1)):
+    try:
+        found.append(sock.setsockopt(socket.SOL_SOCKET, option, value))
+    except OSError as error:
+        found.append(errno.errorcode[error.errno])
+return found
+"""
+
+
+def test_a_listener_stays_on_all_interfaces_and_quick(tmp_path, engine):
+    """SO_BINDTODEVICE, SO_BINDTOIFINDEX and SO_MAX_PACING_RATE, which connections would inherit."""
+    with target(tmp_path, engine) as victim:
+        assert returned(victim.attack(OPTIONS)) == ["EPERM"] * 3
+        victim.serves()
 
 
 # Connections that nobody is asked about.

@@ -14,7 +14,7 @@ import time
 
 import pytest
 from driver_harness import (
-    ENGINES,
+    DRIVERS,
     SECONDS_MAX,
     Owner,
     Results,
@@ -28,7 +28,7 @@ from driver_harness import (
 )
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(params=DRIVERS)
 def driver(request):
     """A driver of each engine."""
     yield from open_driver(request.param)
@@ -181,7 +181,7 @@ def test_wake_by_a_signal(driver) -> None:
 
 def test_wake_after_close() -> None:
     """A late wake() of a closed driver harms nobody, whoever has the number now."""
-    for io in ENGINES:
+    for io in DRIVERS:
         try:
             driver = make_driver(io)
         except pytest.skip.Exception:
@@ -260,7 +260,7 @@ def serve_connections(io: str, listener: socket.socket, ready_fd: int) -> None:
         driver.wait(None)
 
 
-@pytest.mark.parametrize("io", ENGINES)
+@pytest.mark.parametrize("io", DRIVERS)
 @pytest.mark.parametrize("at_once", [1, 20])
 def test_two_processes_share_a_listener(io: str, at_once: int) -> None:
     """Every one of 200 connections is answered, and each of two workers has more than a fifth of them.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from driver_harness import ENGINES, open_driver, own, unix_pair
+from driver_harness import DRIVERS, open_driver, own, unix_pair
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(params=DRIVERS)
 def driver(request):
     """A driver of each engine."""
     yield from open_driver(request.param)

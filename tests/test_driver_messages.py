@@ -10,7 +10,7 @@ import socket
 
 import pytest
 from driver_harness import (
-    ENGINES,
+    DRIVERS,
     SECONDS_MAX,
     Results,
     fds,
@@ -24,7 +24,7 @@ from driver_harness import (
 from kore.driver import passed_fds
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(params=DRIVERS)
 def driver(request):
     """A driver of each engine."""
     yield from open_driver(request.param)

@@ -11,7 +11,7 @@ import socket
 
 import pytest
 from driver_harness import (
-    ENGINES,
+    DRIVERS,
     SECONDS_MAX,
     Results,
     fds,
@@ -26,7 +26,7 @@ from driver_harness import (
 )
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(params=DRIVERS)
 def driver(request):
     """A driver of each engine."""
     yield from open_driver(request.param)

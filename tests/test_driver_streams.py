@@ -9,7 +9,7 @@ import weakref
 
 import pytest
 from driver_harness import (
-    ENGINES,
+    DRIVERS,
     SECONDS_MAX,
     Owner,
     Peer,
@@ -33,7 +33,7 @@ TEN_MIB = 10 << 20
 PATTERN = bytes(range(256)) * 4096  # 1 MiB in which every shift shows
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(params=DRIVERS)
 def driver(request):
     """A driver of each engine."""
     yield from open_driver(request.param)

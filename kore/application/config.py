@@ -24,6 +24,9 @@ class Config:
     """
 
     __slots__ = ("_frozen", "_origins", "_values")
+    _frozen: bool
+    _origins: dict[str, str]
+    _values: dict[str, Any]
 
     def __init__(self) -> None:
         object.__setattr__(self, "_values", {})
@@ -78,7 +81,7 @@ def assigned(config: Config) -> frozenset[str]:
 
 def origin(config: Config, name: str) -> str | None:
     """Where the option was assigned, as "app.py:12"; None where the default stands."""
-    return config._origins.get(name)  # type: ignore[no-any-return]
+    return config._origins.get(name)
 
 
 def snapshot(config: Config) -> Settings:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kore.application.servers import Listener
 from kore.process.channel import Channel
 from kore.process.reopening import AccessLog
 from kore.process.services import Row
@@ -49,6 +50,10 @@ class Orders:
     """The name of the route with an index, for the report of a death."""
     access_logs: tuple[AccessLog, ...] = ()
     """What is opened again on SIGHUP, besides the log."""
+    listeners: Sequence[Listener] = ()
+    """Those that a worker could stop, and that are looked after."""
+    backlog: int = 0
+    """That of the listeners."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from typing import NoReturn
 from kore.process import role
 from kore.process.channel import Channel, ChannelError, Kind, channel_pair
 from kore.process.forking import Blocked, fork
+from kore.process.listening import Listening
 from kore.process.log import LOG_ERR, LOG_INFO, LOG_NOTICE, Log
 from kore.process.orders import Orders, WorkerPlace
 from kore.process.output import Output, flush_own
@@ -77,6 +78,7 @@ class Parent:
             self.tracing = Tracing(log, orders.tracing)
         self._supervision = self.tracing or Supervision(self._selector, log)
         self.services = self._make_services()
+        self._listening = Listening(log, self._after, orders.listeners, orders.backlog)
         self._reopening = Reopening(orders.access_logs, log, self._after)
         self._wake_in, self._wake_out = socket.socketpair()
 

@@ -388,6 +388,8 @@ class _Start:
             on_ready=self._ready,
             route_name=names.get,
             access_logs=access_logs(self.plan.domains),
+            listeners=self.plan.listeners if self.confinement.on and self.confinement.connects else (),
+            backlog=settings.socket_backlog,
         )
 
     def _services(self, parent: Parent) -> Iterator[Row]:

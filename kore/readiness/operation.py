@@ -194,7 +194,6 @@ class Accept(Waiting):
         """Wait for connections. Several processes may be woken for the same one, so the listener must not block."""
         try:
             self.listener = listener = socket(fileno=self.fd)
-            listener.setblocking(False)
             listening = listens(listener)
         except OSError as error:
             self.conclude(-(error.errno or errno.EIO))
@@ -220,6 +219,8 @@ class Accept(Waiting):
     def ready(self, _events: int, /) -> None:
         """Accept what waits, within bounds, and let another process be first next time."""
         assert self.listener is not None
+        # Another process may have changed that, since they share it: one that waits in accept(2) answers nobody.
+        self.listener.setblocking(False)
         accepted = 0
         # socket._accept is accept4(2) and nothing else; socket.accept() would wrap each fd for us to unwrap it.
         accept = self.listener._accept  # type: ignore[attr-defined]

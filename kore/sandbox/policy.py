@@ -136,6 +136,7 @@ CONDITIONED: Final = frozenset({
     "clone", "clone3", "fork", "vfork",
     "kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo", "pidfd_open", "pidfd_send_signal",
     "prctl", "arch_prctl", "prlimit64", "setrlimit", "seccomp", "ioctl", "fcntl", "setsockopt", "socket",
+    "shutdown",
 })  # fmt: skip
 """Calls whose conditions are a part of the sandbox."""
 
@@ -163,8 +164,9 @@ FCNTLS: Final = {
 LOCKS: Final = {5: "F_GETLK: who holds a part of a file", 6: "F_SETLK: SQLite", 7: "F_SETLKW: the same, waiting"}
 """Where files are written to as well: others may write to them too."""
 PRCTLS: Final = {15: "PR_SET_NAME: names of threads", 16: "PR_GET_NAME"}
-SOCKET_OPTIONS: Final = {socket.SOL_SOCKET: (26, 50, 51, 52), socket.IPPROTO_TCP: (19, 31)}
-"""Levels whose options may be set, but for these: SO_ATTACH_* (programs in the kernel), TCP_REPAIR and TCP_ULP."""
+SOCKET_OPTIONS: Final = {socket.SOL_SOCKET: (25, 26, 47, 50, 51, 52, 62), socket.IPPROTO_TCP: (19, 31)}
+"""Levels whose options may be set, but for these: SO_ATTACH_* (programs in the kernel), TCP_REPAIR and TCP_ULP; and
+SO_BINDTODEVICE, SO_BINDTOIFINDEX and SO_MAX_PACING_RATE, by which a shared listener would serve nobody any more."""
 FEW_OPTIONS: Final = {
     socket.IPPROTO_IP: {11: "IP_RECVERR: the resolver hears that nobody is there"},
     socket.IPPROTO_IPV6: {25: "IPV6_RECVERR: the same", 26: "IPV6_V6ONLY"},
@@ -267,6 +269,10 @@ def _sockets(features: Features) -> Iterator[Rule]:
     """
     yield from pairs()
     yield from options()
+    # Listeners are shared with the other workers, and a UNIX socket that was shut down for reading never listens again;
+    # a TCP socket could be connected anew, by fast open. ENOTCONN is what libraries expect that shut down and close.
+    yield Rule("shutdown", ALLOW, (word_is(1, socket.SHUT_WR),))
+    yield Rule("shutdown", refuse(errno.ENOTCONN))
     if features.connect:
         yield from no_fast_open()
         if features.paths:
@@ -279,9 +285,6 @@ def _sockets(features: Features) -> Iterator[Rule]:
                     yield Rule("socket", ALLOW, kind_of(family, socket.SOCK_DGRAM, protocol))
     else:
         yield Rule("connect", refuse(errno.EACCES))
-        # No socket here may be connected anew: a listener that is shut down for reading could, by fast open.
-        yield Rule("shutdown", ALLOW, (word_is(1, socket.SHUT_WR),))
-        yield Rule("shutdown", refuse(errno.EACCES))
     yield Rule("socket", refuse(errno.EACCES))
 
 
