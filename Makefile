@@ -7,6 +7,12 @@ SETUP := $(VENV)/.setup-done
 RIG_SETUP := $(RIG)/.setup-done
 CACHES := .pytest_cache .mypy_cache .ruff_cache .hypothesis docs/bench.json docs/bench.png README.md
 
+# Most of a test's time goes by waiting: the files of tests run side by side, each in one process from its first test to
+# its last. JOBS=0 runs one after the other, without such processes. Before, all is compiled, also where the environment
+# tells Python to keep nothing of that: it is started some thousand times.
+JOBS := 4
+PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+
 # The engine of the BSDs is tested on a stand-in for kqueue. The sandbox is that of Linux, and knows nothing of the calls
 # that the stand-in makes.
 KQUEUE_ENV := KORE_IO=kqueue KORE_SANDBOX=no PYTHONPATH=$(CURDIR)/tests/kqueue
@@ -17,8 +23,8 @@ INSIDE := $(patsubst %,tests/%.py,test_reference test_reference_awaitables test_
 	test_libraries_clients test_examples_files test_tls_domains test_tls_conversations)
 
 # With sudo, what root wrote goes back to who called it.
-GIVE_BACK = @if [ -n "$$SUDO_UID" ]; then for f in $(CACHES); do if [ -e "$$f" ]; then \
-	chown -R "$$SUDO_UID:$${SUDO_GID:-$$SUDO_UID}" "$$f"; fi; done; fi
+GIVE_BACK = @if [ -n "$$SUDO_UID" ]; then for f in $(CACHES) $$(find kore tests -name __pycache__); do \
+	if [ -e "$$f" ]; then chown -R "$$SUDO_UID:$${SUDO_GID:-$$SUDO_UID}" "$$f"; fi; done; fi
 
 .PHONY: help setup run test check bench rig clean
 
@@ -50,23 +56,24 @@ run: $(SETUP)
 test: $(SETUP)
 	@sh scripts/setup.sh browser
 	@sh scripts/setup.sh services
+	@$(BIN)/python -m compileall -q kore tests
 	@status=0; engines=epoll; if reason=$$($(BIN)/python scripts/try_uring.py 2>&1); then \
 		engines="uring epoll"; \
-		echo "test: everything, on io_uring"; KORE_IO=uring $(BIN)/python -m pytest -q || status=1; \
+		echo "test: everything, on io_uring"; KORE_IO=uring $(PYTEST) || status=1; \
 		echo "test: what depends on the engine, on epoll"; \
-		KORE_TESTS=engine KORE_IO=epoll $(BIN)/python -m pytest -q || status=1; \
+		KORE_TESTS=engine KORE_IO=epoll $(PYTEST) || status=1; \
 	else \
 		echo "test: no io_uring here ($$reason): the tests run on epoll only"; \
-		KORE_IO=epoll $(BIN)/python -m pytest -q || status=1; \
+		KORE_IO=epoll $(PYTEST) || status=1; \
 	fi; \
 	if reason=$$($(BIN)/python scripts/try_sandbox.py 2>&1); then for engine in $$engines; do \
 		echo "test: with the workers in the sandbox, on $$engine"; \
-		KORE_SANDBOX=yes KORE_IO=$$engine $(BIN)/python -m pytest -q $(INSIDE) || status=1; \
+		KORE_SANDBOX=yes KORE_IO=$$engine $(PYTEST) $(INSIDE) || status=1; \
 	done; else \
 		echo "test: no sandbox here ($$reason): no test runs with the workers in it"; \
 	fi; \
 	echo "test: what depends on the engine, on kqueue's stand-in"; \
-	KORE_TESTS=engine $(KQUEUE_ENV) $(BIN)/python -m pytest -q || status=1; \
+	KORE_TESTS=engine $(KQUEUE_ENV) $(PYTEST) || status=1; \
 	exit $$status
 	$(GIVE_BACK)
 	@echo "test: all passed"

@@ -21,6 +21,10 @@ REPLIES = {
     "EPRT": "200 there", "STOR": "150 send", "QUIT": "221 bye",
 }  # fmt: skip
 
+TURNS = 3
+"""More than these does the loop make while libcurl waits: sixty if it is alone, a few where the machine is busy; one
+where libcurl waits on the loop's thread."""
+
 
 @pytest.fixture(params=ENGINES)
 def loop(request) -> Iterator:
@@ -167,7 +171,7 @@ def test_an_ftp_server_that_falls_silent_is_left_in_time_and_stops_nobody(loop, 
         assert isinstance(result, RuntimeError)
         assert f"{server.url}: " in str(result)
         assert "libcurl error 28" in str(result)
-        assert turns > 10  # of 60; none where libcurl waits on the loop's thread
+        assert turns > TURNS
         wait_until(lambda: server.left == server.connections == 1, "the connection is closed")
 
 
@@ -195,14 +199,14 @@ def test_an_upload_whose_end_is_never_confirmed(loop):
         upload.setbody(b"body")
         result, turns = run(loop, beside(upload.run()))
         assert "libcurl error 28" in str(result)
-        assert turns > 10
+        assert turns > TURNS
 
 
 def test_active_ftp_where_nobody_connects(loop):
     with ftp() as server:
         result, turns = run(loop, beside(handle(server.url, 600, (kore.CURLOPT_FTPPORT, "127.0.0.1")).run()))
         assert "libcurl error 28" in str(result)
-        assert turns > 10
+        assert turns > TURNS
 
 
 def test_a_goodbye_that_is_not_answered_stops_nobody(loop):
@@ -210,7 +214,7 @@ def test_a_goodbye_that_is_not_answered_stops_nobody(loop):
     with ftp("QUIT") as server:
         result, turns = run(loop, beside(handle(server.url, 20_000, (kore.CURLOPT_FORBID_REUSE, 1)).run()))
         assert result == b"hello"
-        assert turns > 10
+        assert turns > TURNS
         assert run(loop, handle(server.url, 20_000).run()) == b"hello"  # is kept, until the loop ends
         assert "QUIT" in server.commands
 
@@ -220,7 +224,7 @@ def test_telnet_stops_nobody(loop):
         port = silent.getsockname()[1]
         result, turns = run(loop, beside(handle(f"telnet://127.0.0.1:{port}", 600).run()))
         assert "libcurl error 28" in str(result)
-        assert turns > 10
+        assert turns > TURNS
 
 
 def test_a_pipe_that_nobody_writes_to_stops_nobody(loop, tmp_path):
@@ -233,7 +237,7 @@ def test_a_pipe_that_nobody_writes_to_stops_nobody(loop, tmp_path):
 
     result, turns = run(loop, beside(limited()))
     assert isinstance(result, TimeoutError)
-    assert turns > 10
+    assert turns > TURNS
     with open(pipe, "wb"):  # lets the thread go
         pass
 
@@ -301,7 +305,7 @@ def test_a_redirect_leads_to_ftp_only_where_that_is_allowed(loop, allowed):
             result, turns = run(loop, beside(handle(web.url, 600, *options).run()))
         assert ("libcurl error 28" if allowed else "libcurl error 1)") in str(result)
         assert server.connections == allowed
-        assert turns > 10 or not allowed
+        assert turns > TURNS or not allowed
 
 
 @pytest.mark.parametrize(("url", "waits"), [

@@ -335,7 +335,7 @@ def test_signals_sent_in_bulk_all_wake(loop):
 
 def test_keyboard_interrupt_without_runner(loop):
     """Ctrl-C ends run_forever() with KeyboardInterrupt, and the loop can go on afterwards."""
-    threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT)).start()
+    loop.call_soon(threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT)).start)
     with pytest.raises(KeyboardInterrupt):
         loop.run_forever()
     assert loop.run_until_complete(asyncio.sleep(0.001, "on")) == "on"
