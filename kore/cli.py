@@ -1,9 +1,9 @@
 """The command ``kore [options] app.py [arguments]``: what the options mean, and nothing of what they cause.
 
 Options end at the first word that is none: what follows the application belongs to it, dashes and all. An option
-overrules the application's settings. A first word that names something else to do (check, doctor, trace) is that and no
-application; a package of such a name is given as ./check. The floors above the standard library are imported when
-something is served, so that -h and -v answer at once.
+overrules the application's settings. A first word that names something else to do (acme, check, doctor, trace) is that
+and no application; a package of such a name is given as ./check. The floors above the standard library are imported
+when something is served, so that -h and -v answer at once.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ usage: kore [options] app.py [arguments]
        kore check [options] app.py [arguments]
        kore doctor
        kore trace [options] [--learn] [--output FILE] app.py [arguments]
+       kore acme status [options] app.py [arguments]
+       kore acme test [options] [--provider URL] app.py [arguments]
 
 commands:
   check      load the application, print what would be served and every option with where its value comes from, and
@@ -30,6 +32,13 @@ commands:
   trace      run the application and tell, once for each of its lines, of every system call that the sandbox forbids,
              with the statement that allows it; nothing is refused meanwhile. With --learn, which may follow the
              application as well, the seccomp hook that it needs is printed at the end, and written to FILE
+
+  acme status
+             print what certificates there are, until when, when they are renewed, and what failed last: 0 all is well,
+             1 not. The server may run
+  acme test  go through an order for each domain with acme=True and install nothing: at the provider's staging place,
+             where it is known or URL names it, else up to the provider's consent. The server must not run: this answers
+             on its addresses. 0 when all certificates could be had, 1 when not
 
 options:
   -c FILE    read a configuration file (not in this version)
@@ -50,6 +59,9 @@ environment:
 
 EXIT_USAGE = 1
 
+ACME = {"status": (), "test": ("provider=",)}
+"""The commands of ``kore acme``, each with its own long options."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with `argv` (without the program's name; None: that of this process); the exit code."""
@@ -61,7 +73,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     tracing = words[:1] == ["trace"]
     if tracing:
         del words[0]
-    known = ["check", "help", "version", *(["learn", "output="] if tracing else [])]
+    acme = None
+    if words[:1] == ["acme"]:
+        acme = "".join(words[1:2])
+        if acme not in ACME:
+            return _misused(f"acme: {acme or 'nothing'} is none of its commands, which are {' and '.join(ACME)}")
+        del words[:2]
+    known = ["check", "help", "version", *(["learn", "output="] if tracing else []), *ACME.get(acme or "", ())]
     try:
         found, rest = getopt.getopt(words, "c:dfhnqrv", known)
     except getopt.GetoptError as error:
@@ -81,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _misused("no application given")
     if tracing:
         return _trace(given, rest)
-    return _start(given, rest)
+    return _start(given, rest, acme)
 
 
 def _trace(given: dict[str, str], rest: list[str]) -> int:
@@ -118,7 +136,7 @@ def _version() -> str:
     return f"kore {__version__} uring epoll kqueue python-{python} {' '.join(features)}"
 
 
-def _start(given: dict[str, str], rest: list[str]) -> int:
+def _start(given: dict[str, str], rest: list[str], acme: str | None = None) -> int:
     from kore.process.start import Options, start
 
     background = True if "-d" in given else False if "-f" in given else None
@@ -131,6 +149,8 @@ def _start(given: dict[str, str], rest: list[str]) -> int:
         trace="--trace" in given,
         learn="--learn" in given,
         output=given.get("--output"),
+        acme=acme,
+        provider=given.get("--provider"),
     )
     path, *arguments = rest
     try:

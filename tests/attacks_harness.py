@@ -19,7 +19,7 @@ import pytest
 from tests.privileges_harness import a_user, root_directory
 from tests.support import READY, SECONDS, Program, free_port, http_get, skip_unless, starter
 
-DEATH = r"\(pid \d+\) was killed (?:for a system call its sandbox forbids, (\w+)|by (\w+))"
+DEATH = r"worker \d+ \(pid \d+\) was killed (?:for a system call its sandbox forbids, (\w+)|by (\w+))"
 
 AS_ROOT = os.geteuid() == 0
 

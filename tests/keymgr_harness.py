@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import signal
 import socket
 import ssl
 import threading
@@ -54,22 +55,19 @@ for domain in (home, *secure):
 async def attacked(req):
     req.response(200, (await attack(bytes(req.body).decode())).encode())
 
+woken = keymgr.KeyManager._woken
+
 def within(manager):
     "On SIGUSR1 the key manager runs what stands beside its keys."
-    if os.path.exists("attack"):
-        import asyncio
+    if manager._reload and os.path.exists("attack"):
         found = attack(open("attack").read())
         try:
             found.send(None)
         except StopIteration as stop:
             role.role.log(6, f"attack: {stop.value}")
+    woken(manager)
 
-read_again = keymgr.KeyStore.load
-def load(store):
-    within(store)
-    return read_again(store)
-keymgr.KeyStore.load = load
-sys.dont_write_bytecode = True
+keymgr.KeyManager._woken = within
 {text}
 """
 
@@ -87,6 +85,7 @@ class KeyServer(Target):
         self.tls_port = tls_port
         self.keys = keys
         self.asked = 0
+        self.killed = 0
 
     @property
     def workers_pids(self) -> list[int]:
@@ -142,13 +141,12 @@ class KeyServer(Target):
         given = "".join(f"{name} = {value!r}\n" for name, value in names.items())
         self.write("attack", (given + code).encode())
         self.asked += 1
-        manager = self.manager
-        os.kill(manager, 10)
-        found = self.program.wait_for(
-            rf"\[keymgr\] log=\[attack: (.*)\]|the key manager \(pid {manager}\) was killed for a system call its sandbox "
-            r"forbids, (\w+)", count=self.asked)
+        os.kill(self.manager, signal.SIGUSR1)
+        killed = r"the key manager \(pid \d+\) was killed for a system call its sandbox forbids, (\w+)"
+        found = self.program.wait_for(rf"\[keymgr\] log=\[attack: (.*)\]|{killed}", count=self.asked)
         if found[1] is None:
-            self.program.wait_for("the key manager is there again")
+            self.killed += 1
+            self.program.wait_for("the key manager is there again", count=self.killed)
             (self.keys / "attack").unlink()
             return f"killed: {found[2]}"
         return found[1]
@@ -230,7 +228,7 @@ def key_server(
     kinds: tuple[str, ...] = ("rsa2048", "p256"), names: tuple[str, ...] = ("a.test",), sandbox: str = "yes",
     pairs: dict[str, Pair] | None = None, wait: str = READY,
 ) -> Iterator[KeyServer]:
-    """A server with TLS domains `names`, each with a pair of each of `kinds`; files are called NAME-KIND.pem and .key."""
+    """A server with TLS domains `names`, each with pairs of the `kinds`, in files NAME-KIND.pem and NAME-KIND.key."""
     skip_unless(engine)
     if sandbox == "yes":
         pytest.importorskip("pyseccomp")
@@ -238,6 +236,8 @@ def key_server(
     keys.mkdir()
     keys.chmod(0o755)
     port, tls_port = free_port(), free_port()
+    while tls_port == port:
+        tls_port = free_port()
     server = KeyServer(None, port, tls_port, workers, keys)  # type: ignore[arg-type] # it is about to be started
     domains = []
     for name in names:

@@ -85,7 +85,7 @@ def test_a_worker_that_asks_for_more_than_a_handshake_is_killed(server, what):
     kind, padding, block, reason = MALFORMED[what]
     code = f"return role.role.tls.link.sign(1, {kind!r}, {padding}, {block}).hex()"
     assert server.result(code) in ("killed: SIGKILL", "KeysUnavailable: the key manager is gone: end of the channel")
-    server.program.wait_for(rf"\[keymgr\] log=\[worker \d \(pid \d+\) asks for what no honest worker asks for: .*{reason}")
+    server.program.wait_for(rf"worker \d \(pid \d+\) asks for what no honest worker asks for: .*{reason}")
     found = server.program.wait_for(rf"worker (\d) \(pid \d+\) is killed: it asked the key manager for .*{reason}")
     server.program.wait_for(rf"worker {found[1]} serves again")
 
@@ -229,7 +229,7 @@ def test_no_server_without_any_pair(tmp_path, engine):
         tmp_path, engine, kinds=("p256",), pairs={"a.test-p256": broken}, wait=r"log=\[goodbye\]"
     ) as server:
         assert server.program.wait() != 0
-        server.program.wait_for(r"\[keymgr\] log=\[domain a.test: .*a.test-p256.key: .*there is no certificate to serve")
+        server.program.wait_for("domain a.test: .*a.test-p256.key: .*there is no certificate to serve")
         server.program.wait_for("no domain has a certificate that can be served")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import ssl
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from tests.acme_harness import Pebble, files_below, pebble
+from tests.acme_harness import EAB_KEY, EAB_KID, Pebble, files_below, pebble
 from tests.acme_proxy import hang_up, problem, proxy, status
 from tests.support import READY, Program, Starter, children, free_port, starter, wait_until
 
@@ -263,3 +264,135 @@ def test_each_step_may_fail(tmp_path: Path, start: Starter) -> None:
         has_certificate(program, count=2)
         wait_until(lambda: server.certificate(NAMES[0]) != good, "the renewal is served")
         assert "is killed" not in program.out
+
+
+def test_the_key_manager_is_killed_during_an_order(tmp_path: Path, start: Starter) -> None:
+    """The order is begun again with its successor, counts as nobody's failure, and no handshake fails meanwhile."""
+    with served(tmp_path, start) as server, proxy(tmp_path, server.authority) as way:
+        way.hold("authz")
+        program = server.run(provider=way.address, ca=way.ca)
+        assert way.reached.wait(20)
+        with loaded(server.port, NAMES[0]) as load:
+            os.kill(server.service("keymgr"), signal.SIGKILL)
+            program.wait_for("the key manager is there again")
+            way.release()
+            has_certificate(program)
+            wait_until(lambda: len(set(load.shown)) >= 2, "the new one is shown")
+        assert load.failures == []
+        program.wait_for("the key manager (went away|is not there).*; what was begun is begun again")
+        assert "no certificate for" not in program.out
+
+
+def test_the_acme_process_is_killed_during_an_order(tmp_path: Path, start: Starter) -> None:
+    """Its successor knows that an order was cut off, and does not ask at once again: a crash is no storm of orders."""
+    with served(tmp_path, start) as server, proxy(tmp_path, server.authority) as way:
+        way.hold("authz")
+        program = server.run(provider=way.address, ca=way.ca)
+        assert way.reached.wait(20)
+        os.kill(server.service("acme"), signal.SIGKILL)
+        way.release()
+        program.wait_for("the ACME process .* SIGKILL.*; another takes its place")
+        program.wait_for(r"no certificate for one\.example\.org yet: the last attempt was cut off; tried again at")
+        orders = way.seen.count("order")
+        assert shown(server.port, NAMES[0])
+        program.signal(signal.SIGUSR1)
+        has_certificate(program)
+        assert way.seen.count("order") == orders + 1
+        assert way.seen.count("account") == 1
+
+
+def test_the_server_is_stopped_and_started_during_an_order(tmp_path: Path, start: Starter) -> None:
+    """It ends at once although the authority does not answer; the next start goes on with the same account."""
+    with served(tmp_path, start) as server, proxy(tmp_path, server.authority) as way:
+        way.hold("finalize")
+        program = server.run(provider=way.address, ca=way.ca)
+        assert way.reached.wait(20)
+        begun = time.monotonic()
+        program.signal(signal.SIGTERM)
+        assert program.wait() == 0
+        assert time.monotonic() - begun < 10
+        assert "is killed" not in program.out
+        assert "no certificate for" not in program.out
+        way.release()
+        program = server.run(provider=way.address, ca=way.ca)
+        has_certificate(program)
+        assert way.seen.count("account") == 1
+
+
+def test_the_whole_server_is_killed_during_an_order(tmp_path: Path, start: Starter) -> None:
+    """What is on disk is whole, and the next start says that the order was cut off."""
+    with served(tmp_path, start) as server, proxy(tmp_path, server.authority) as way:
+        way.hold("certificate")
+        program = server.run(provider=way.address, ca=way.ca)
+        assert way.reached.wait(20)
+        family = children(program.pid)
+        program.signal(signal.SIGKILL)
+        program.wait()
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family), "nobody is left")
+        way.release()
+        program = server.run(provider=way.address, ca=way.ca)
+        program.wait_for("the last attempt was cut off; tried again at")
+        program.signal(signal.SIGUSR1)
+        has_certificate(program)
+        ends = (".tmp", ".damaged")
+        wait_until(lambda: not any(name.endswith(ends) for name in files_below(server.directory)), "all is in place")
+
+
+def test_external_account_binding(tmp_path: Path, start: Starter) -> None:
+    options = f"kore.config.acme_eab_kid = {EAB_KID!r}; kore.config.acme_eab_key = 'eab.key'"
+    with served(tmp_path, start, eab=True) as server:
+        (server.directory / "eab.key").write_text(EAB_KEY)
+        has_certificate(server.run(options=options))
+
+
+def test_damage_on_disk_is_mended_or_survived(tmp_path: Path, start: Starter) -> None:
+    """Garbage in the place of a certificate: the one in use is served on; at a start there is a new one in time."""
+    with served(tmp_path, start) as server:
+        program = server.run()
+        has_certificate(program)
+        good = server.certificate(NAMES[0])
+        chain = server.directory / "certificates" / NAMES[0] / "fullchain.pem"
+        chain.write_bytes(b"garbage")
+        program.signal(signal.SIGUSR1)
+        program.wait_for("fullchain.pem: holds no certificate.*the certificate of before is served on")
+        assert server.certificate(NAMES[0]) == good
+        program.signal(signal.SIGTERM)
+        assert program.wait() == 0
+        program = server.run()
+        program.wait_for("a self-signed certificate serves one.example.org until there is another")
+        has_certificate(program)
+        key = chain.with_name("key.pem")
+        before = key.read_bytes()
+        key.write_bytes(before[:100])  # cut short
+        program.signal(signal.SIGTERM)
+        assert program.wait() == 0
+        program = server.run()
+        program.wait_for("kept as .*key.pem.damaged, and a new key is made")
+        has_certificate(program)
+        assert key.read_bytes() != before
+        assert key.with_name("key.pem.damaged").read_bytes() == before[:100]
+
+
+def test_storage_that_does_not_last_is_refused(tmp_path: Path, start: Starter) -> None:
+    """In memory there would be a new account and new certificates at each start, until the provider has enough."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir():
+        pytest.skip("no /dev/shm here")
+    with served(tmp_path, start) as server:
+        place = memory / f"kore-test-{os.getpid()}"
+        place.mkdir()
+        try:
+            place_option = f"kore.config.keymgr_root = {str(place)!r}"
+            program = server.run(options=place_option, wait=False)
+            assert program.wait() == 1
+            assert "is on tmpfs, which is empty after a restart" in program.err
+            assert "acme_volatile" in program.err
+            program = server.run(options=f"{place_option}; kore.config.acme_volatile = True")
+            has_certificate(program)
+            assert (place / "account-key.pem").exists()
+            program.signal(signal.SIGTERM)
+            program.wait()
+        finally:
+            for path in sorted(place.rglob("*"), reverse=True):
+                path.rmdir() if path.is_dir() else path.unlink()
+            place.rmdir()

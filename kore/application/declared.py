@@ -26,8 +26,8 @@ class Application:
     """The declarations of one application, in the order they were made."""
 
     __slots__ = (
-        "config", "domains", "frozen", "held", "listeners", "loaded", "mounts", "prerequests", "privileges", "routes",
-        "signals", "title",
+        "config", "domains", "frozen", "held", "listeners", "listens", "loaded", "mounts", "prerequests", "privileges",
+        "routes", "signals", "title",
     )
 
     def __init__(self) -> None:
@@ -36,6 +36,8 @@ class Application:
 
     def _clear(self) -> None:
         self.frozen = False
+        self.listens = True
+        """Whether declared servers get their addresses: a command that only looks at an application needs none."""
         self.held: Any = None
         """What kore.app() holds."""
         self.loaded: Loaded | None = None

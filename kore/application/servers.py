@@ -98,7 +98,9 @@ def server(name: str = DEFAULT_NAME, *, ip: Any = None, port: Any = None, path: 
     if (ip is None) == (path is None):
         raise ListenError(f"server {name!r}: give either ip and port, or path")
     backlog = min(application.config.socket_backlog, BACKLOG_MAX)
-    if path is not None:
+    if not application.listens:
+        listener = Listener(name, socket.socket(), secure, "nowhere")
+    elif path is not None:
         listener = _listen_unix(name, arguments.path(f"server {name!r}: path", path), secure, backlog)
     else:
         listener = _listen_ip(name, ip, port, secure, backlog)
@@ -108,7 +110,8 @@ def server(name: str = DEFAULT_NAME, *, ip: Any = None, port: Any = None, path: 
 
 def set_backlog(listener: Listener, backlog: int) -> None:
     """Give a listening socket another backlog: the option may be assigned after the server is declared."""
-    listener.sock.listen(min(backlog, BACKLOG_MAX))
+    if application.listens:
+        listener.sock.listen(min(backlog, BACKLOG_MAX))
 
 
 def _listen_ip(name: str, ip: Any, port: Any, tls: bool, backlog: int) -> Listener:

@@ -31,7 +31,7 @@ from kore.sandbox.confinement import Confinement
 from kore.sandbox.policy import Features
 from kore.tls import acme_schedule
 from kore.tls.acme_link import MESSAGE_BYTES_MAX, Asker, KeysGoneError, RefusedError
-from kore.tls.acme_schedule import Schedule, What
+from kore.tls.acme_schedule import Schedule, Standing, What
 
 if TYPE_CHECKING:
     from kore.tls.acme_client import Authority
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 NAME: Final = "acme"
 
 KEYS_SECONDS: Final = 5.0
-"""Until an order is begun again that the key manager's end has ended."""
+"""Until a key manager is asked again that did not answer; one that takes its place is asked at once."""
 
 PACKAGES: Final = ("acme", "josepy", "requests", "urllib3", "idna", "certifi")
 """What the client is made of, and what may import more of itself at any time."""
@@ -93,6 +93,8 @@ class AcmeProcess:
         self._talking = False
         """Whether it may take long until the parent is heard."""
         self._ending = False
+        self._cut: dict[str, Standing] = {}
+        """What was known before an order that the key manager's end has ended: it may have noted worse."""
         self._wake_in, self._wake_out = socket.socketpair()
 
     def run(self) -> int:
@@ -172,7 +174,7 @@ class AcmeProcess:
             else:
                 self._order(authority, found[0])
         except KeysGoneError as error:
-            role.role.log(LOG_NOTICE, f"{error}; what was begun is begun again in {KEYS_SECONDS:g} s")
+            role.role.log(LOG_NOTICE, f"{error}; what was begun is begun again when it is there")
             self._wait(KEYS_SECONDS)
 
     def _restore(self) -> None:
@@ -180,6 +182,9 @@ class AcmeProcess:
         for name in self.orders.names:
             not_before, not_after, noted = self.keys.standing(name)
             self.schedule.restored(name, acme_schedule.load(noted), not_before, not_after)
+            if name in self._cut:
+                self.schedule.restored(name, self._cut.pop(name), not_before, not_after)
+                self._note(name)
             standing, now = self.schedule.standings[name], time.time()
             if standing.due(now) > now and standing.failures:
                 again = moment(standing.due(now))
@@ -198,10 +203,14 @@ class AcmeProcess:
         try:
             self._talk(lambda: authority.issue(name))
         except (KeysGoneError, _Ended):
-            self._note(name)  # nobody's fault
+            self._cut[name] = before  # nobody's fault
+            if self._sock is begun:
+                self._note(name)
+                del self._cut[name]
             raise
         except (AuthorityError, RefusedError) as error:
             if self._sock is not begun:
+                self._cut[name] = before
                 raise KeysGoneError("the key manager went away") from None  # its successor refuses what it began
             retry_after = error.retry_after if isinstance(error, AuthorityError) else None
             seconds = self.schedule.failed(name, time.time(), str(error), retry_after)

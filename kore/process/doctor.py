@@ -158,7 +158,10 @@ def limits() -> Iterator[Finding]:
     else:
         yield Finding("descriptors", State.GOOD, f"{_limit(soft)}, at most {_limit(hard)}")
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    yield Finding("memlock", State.GOOD, f"{_limit(soft)} bytes; rings need none of it since Linux 5.12")
+    text = f"{_limit(soft)} bytes; rings need none of it since Linux 5.12"
+    if soft != resource.RLIM_INFINITY:
+        text += ", and a key manager locks only what it has when it starts"
+    yield Finding("memlock", State.GOOD, text)
     backlog = int(str(OPTIONS["socket_backlog"].default))
     somaxconn = _number("/proc/sys/net/core/somaxconn")
     if somaxconn is not None and somaxconn < backlog:

@@ -61,7 +61,8 @@ def keepers(plan: Plan, given: Rights) -> tuple[AcmeSettings, str] | None:
     key = None
     if settings.acme_eab_key is not None:
         key = confining.inside("acme_eab_key", settings.acme_eab_key, given)[0]
-    return AcmeSettings(settings.acme_provider, settings.acme_eab_kid, key), "/" if given.chroot else outside
+    # Its current directory, whose path its user may have no right to walk.
+    return AcmeSettings(settings.acme_provider, settings.acme_eab_kid, key), os.curdir
 
 
 def orders_of(plan: Plan, deployment: Deployment, workers: Confinement) -> AcmeOrders | None:

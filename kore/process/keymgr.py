@@ -207,9 +207,12 @@ class KeyManager:
             if self.desk is not None:
                 self.desk.load()
         except (OSError, ValueError) as error:
-            # A successor would find the same: what is there can't be read, or what is missing can't be made.
             where = self.orders.confinement.rights.root or "the current directory"
-            return self._fatal(f"{where}, where ACME's keys and certificates are kept: {error}")
+            text = f"{where}, where ACME's keys and certificates are kept: {error}"
+            if not self.place.restarts:
+                return self._fatal(text)
+            role.role.log(LOG_ERR, text)
+            return 1  # it was there before, and may be again for a successor
         if not self.store.load() and not self.place.restarts:
             return self._fatal("no domain has a certificate that can be served")
         self.place.channel.send_last(Kind.READY)

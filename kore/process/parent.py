@@ -80,6 +80,8 @@ class Orders:
     """Further signals to pass on to the workers (kore.sigtrap)."""
     private_fds: Callable[[], Iterable[int]] = tuple
     """The fds, apart from the parent's own, that no worker may keep: pidfile, logfile."""
+    release_served: Callable[[], object] = lambda: None
+    """Called in a fresh service: closes what only who serves clients needs."""
     on_ready: Callable[[list[int]], None] = lambda _: None
     """Called once with the pids when every worker serves."""
     route_name: Callable[[int], str | None] = lambda _: None
@@ -436,6 +438,7 @@ class Parent:
         self._release()
         for fd in self.orders.private_fds():
             os.close(fd)
+        self.orders.release_served()
 
     def _release(self) -> None:
         """Close the parent's own fds, in the parent at its end and in a child after the fork.

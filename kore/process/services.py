@@ -224,6 +224,7 @@ class Service(Life):
 
     def _left(self) -> str | None:
         """The process is dead: hear what it left behind. The name of the call that it was killed for, if it was."""
+        self.pid = 0  # nonsense is no reason any more to kill whoever has that number now
         if self.channel is not None:
             while self.hear():  # its end of the channel is closed, so there is an end to this
                 pass
@@ -316,6 +317,8 @@ def introduce(server: Life, client: Life, worker: int, retry: Callable[[float, C
         except OSError:
             retry(RETRY_SECONDS, go)
             return
+        for channel in (ours, theirs):
+            channel.refuse_descriptors()
         sent = server.channel.send_fd(Kind.JOIN, b"%d %d" % (worker, client.pid), ours.fileno())
         # A second JOIN of the same process takes the place of the first.
         sent = sent and client.channel.send_fd(Kind.KEYS, b"", theirs.fileno())

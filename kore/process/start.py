@@ -23,7 +23,7 @@ from kore.bsd import pledge
 from kore.errors import ConfigurationError, EngineError, StartError
 from kore.process import affinity, ahead, confining, locking, role, securing, title, worker
 from kore.process.daemon import Daemon, daemonise
-from kore.process.descriptors import inherited
+from kore.process.descriptors import close_inherited, inherited
 from kore.process.log import LOG_ERR, LOG_INFO, LOG_NOTICE, FileSink, Log, SyslogSink, standard_output
 from kore.process.parent import EXIT_FATAL, Orders, Parent
 from kore.process.pidfile import HeldError, Pidfile
@@ -60,6 +60,10 @@ class Options:
     learn: bool = False
     """Write the seccomp hook that the application needs to standard output at the end."""
     output: str | None = None
+    acme: str | None = None
+    """Do what this command of ``kore acme`` says, status or test, and serve nothing."""
+    provider: str | None = None
+    """The directory that ``kore acme test`` asks instead."""
     """And to this file."""
 
 
@@ -71,6 +75,7 @@ def start(path: str, arguments: Sequence[str], options: Options) -> int:
     reactor.set_log(role.role.log)
     server = None
     try:
+        application.listens = options.acme != "status"
         plan = _plan(path, arguments)
         if options.trace:
             plan = replace(plan, settings=replace(plan.settings, seccomp_tracing=True))
@@ -162,6 +167,8 @@ class _Start:
         if not (self.plan.listeners or self.plan.tasks or self.plan.hooks.workerstart):
             raise StartError("nothing to do: the application declares no server and creates no task")
         self._check_privileges()
+        if self.options.acme is not None:
+            return self._acme(self.options.acme)
         try:
             self.engine, self.fallback = self._select_engine()
         except EngineError as error:
@@ -207,6 +214,17 @@ class _Start:
                 from kore.process import issuing
 
                 self.acme = issuing.orders_of(self.plan, self.deployment, self.confinement)
+
+    def _acme(self, command: str) -> int:
+        """The commands of ``kore acme``. Raises StartError."""
+        if self.acme is None or self.keys is None or self.keys.acme is None:
+            raise StartError("no domain of the application has acme=True")
+        from kore.process import acme_command
+
+        root = self.keys.confinement.rights.root or os.getcwd()
+        if command == "status":
+            return acme_command.status(self.acme, root)
+        return acme_command.test(self.acme, self.keys.acme, self.plan, root, self.options.provider)
 
     def _show(self) -> int:
         """What check prints: everything that would be served, and every option with where it comes from."""
@@ -363,6 +381,7 @@ class _Start:
             ignore_interrupt=not foreground,
             trapped=frozenset(self.plan.signals),
             private_fds=self._private_fds,
+            release_served=self._release_served,
             on_ready=self._ready,
             route_name=names.get,
             access_logs=access_logs(self.plan.domains),
@@ -383,6 +402,15 @@ class _Start:
         if self.stack_signal is None or application.loaded is None:
             return None
         return Brief(self.stack_signal, os.path.dirname(application.loaded.path))
+
+    def _release_served(self) -> None:
+        """In a service: close the listeners and the access logs, and what whoever started the server left open."""
+        close_inherited(self.strays)
+        for listener in self.plan.listeners:
+            listener.sock.close()
+        for domain in self.plan.domains:
+            if domain.accesslog is not None:
+                domain.accesslog.close()
 
     def _private_fds(self) -> list[int]:
         fds = list(self.log.sink.fds())

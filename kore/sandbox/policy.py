@@ -35,8 +35,6 @@ from kore.sandbox.rules import (
 class Features:
     """What a worker does, as far as its system calls tell; or a service, which has a list of its own."""
 
-    role: str = "worker"
-    """"worker", or the name of a service in service_policy.py: of that only `write` matters."""
     engine: str = "uring"
     files: bool = False
     """It serves files."""
@@ -48,6 +46,8 @@ class Features:
     """It looks up names, for which it needs UDP."""
     paths: bool = False
     """It connects to sockets that have a path. Which ones is nobody's: neither Landlock nor a filter sees the path."""
+    role: str = "worker"
+    """"worker", or the name of a service in service_policy.py: of that only `write` matters."""
 
 
 ALLOWED: Final[Mapping[str, Mapping[str, str]]] = {

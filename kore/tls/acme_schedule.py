@@ -109,6 +109,13 @@ def load(text: bytes) -> Standing:
         return Standing()
 
 
+def matching(standing: Standing, not_before: float, not_after: float) -> Standing:
+    """`standing`, for a certificate with these times. A window is for the certificate that it was asked for alone."""
+    if (standing.not_before, standing.not_after) != (not_before, not_after):
+        standing = replace(standing, window=None, chosen=0.0, ask_at=0.0)
+    return replace(standing, not_before=not_before, not_after=not_after)
+
+
 def _time(value: Any) -> float:
     """Raises ValueError, TypeError."""
     seconds = float(value)
@@ -142,10 +149,8 @@ class Schedule:
         return min(LOOK_SECONDS_MAX, min(due for due, _ in orders + hints) - now)
 
     def restored(self, name: str, standing: Standing, not_before: float, not_after: float) -> None:
-        """Take what was on disk. A window is for the certificate that it was asked for, and for no other."""
-        if (standing.not_before, standing.not_after) != (not_before, not_after):
-            standing = replace(standing, window=None, chosen=0.0, ask_at=0.0)
-        self.standings[name] = replace(standing, not_before=not_before, not_after=not_after)
+        """Take what was on disk, and the times of the certificate that is there."""
+        self.standings[name] = matching(standing, not_before, not_after)
 
     def installed(self, name: str, not_before: float, not_after: float) -> None:
         """A new certificate is in place.

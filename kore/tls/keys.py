@@ -249,6 +249,8 @@ class KeyStore:
             source.load()
         except (OSError, CertificateError, OperationError) as error:
             reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+            if isinstance(error, PermissionError):
+                reason += f" for user id {os.geteuid()}, which the key manager has (keymgr_runas)"
             self._log(LOG_ERR, f"{source.what}: {reason}; {source.keeps()}; {AGAIN}")
 
     def _sources(self, domain: _Domain) -> Iterator[_Source]:
