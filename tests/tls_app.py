@@ -138,6 +138,7 @@ def main() -> None:
 
     sock = socket.create_server(("127.0.0.1", 0), backlog=4096)
     sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     secure.listen(app.server, sock, app.router, "tls", app.contexts, list(range(len(app.domains))))
     app.loop.add_reader(0, app._order)
     app.loop.call_soon(app.tell)

@@ -20,6 +20,7 @@ from typing import Final
 
 from kore.tls.choices import cipher_list
 from kore.tls.clients import clients
+from kore.tls.heap import keep_heap
 from kore.tls.hello import TICKET_NAME_BYTES, Hello
 from kore.tls.libssl import (
     SSL_CTRL_MODE,
@@ -115,6 +116,7 @@ class Contexts:
         self.offload = offload()
         self.clients = clients()
         self.wire = Wire()
+        keep_heap()
         self.ready = False
         """Whether everything there is has come."""
         self.on_ready: list[Callable[[], object]] = []

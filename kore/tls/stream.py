@@ -28,6 +28,9 @@ RECORD_BYTES: Final = 16384
 PIECE_BYTES: Final = 262144
 """Plaintext encrypted at a time for one client: what is not taken of it is kept."""
 
+CACHED_BYTES: Final = 65536
+"""Plaintext whose ciphertext is made in one buffer, that the processor's cache still holds when it is copied."""
+
 UNSENT_BYTES_MAX: Final = 65536
 """Output of TLS itself (refusals to renegotiate) that a client may leave lying: then it asks and never reads."""
 
@@ -267,7 +270,7 @@ class TlsStream:
             self._conclude()
 
     def _encrypt(self) -> None:
-        """The same for what may be more."""
+        """The same for what may be more, in pieces that the processor's cache holds."""
         left = PIECE_BYTES
         while left > 0:
             data, at = self._rest, self._rest_at
@@ -275,13 +278,13 @@ class TlsStream:
                 data, at = self._next(left), 0
                 if data is None:
                     break
-            end = min(at + left, len(data))
+            end = min(at + min(left, CACHED_BYTES), len(data))
             left -= end - at
             view = memoryview(data)
             while at < end:
                 at += self._write(view[at : min(at + RECORD_BYTES, end)])
             self._rest, self._rest_at = (None, 0) if at == len(data) else (data, at)
-        self._writes(self._outgoing.read())
+            self._writes(self._outgoing.read())
         if self._rest is not None or self.out is not None:
             self._go_on_later()
             self._stuck()
