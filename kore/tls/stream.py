@@ -53,9 +53,9 @@ class TlsStream:
     """
 
     __slots__ = (
-        "_answers", "_due", "_held", "_outgoing", "_read", "_rest", "_rest_at", "_told", "_write", "_writes", "clean",
-        "closing", "domain", "ended", "finishing", "inner", "inside", "later", "out", "owner", "reading", "received",
-        "shut", "stuck", "tls", "wire",
+        "_answers", "_due", "_held", "_outgoing", "_read", "_rest", "_rest_at", "_shutdown", "_told", "_write",
+        "_writes", "clean", "closing", "domain", "ended", "finishing", "inner", "inside", "later", "out", "owner",
+        "reading", "received", "shut", "stuck", "tls", "wire",
     )  # fmt: skip
 
     def __init__(
@@ -69,6 +69,7 @@ class TlsStream:
         sslobj: Any = getattr(tls, "_sslobj")  # noqa: B009 - the object behind: 0.1 us less for each call
         self._read = sslobj.read
         self._write = sslobj.write
+        self._shutdown = sslobj.shutdown
         self._outgoing = wire.outgoing
         self._writes = inner.write
         self.owner: StreamOwner | None = None
@@ -394,7 +395,7 @@ class TlsStream:
         incoming = self.wire.incoming
         others = incoming.read() if incoming.pending else b""
         try:
-            self.tls.unwrap()
+            self._shutdown()
         except ssl.SSLError:
             pass  # the answer has not come: nobody waits for it
         if others:
