@@ -157,7 +157,18 @@ def test_a_damaged_authority_is_one_line_that_says_what_to_do(start):
     assert program.wait() == 1
     said = program.out + program.err
     assert f"the local authority can't be used: {folder}/key.pem: holds no private key in PEM: remove {folder}" in said
-    assert "ready" not in said
+    assert "log=[ready: " not in said
+
+
+def test_a_server_that_runs_survives_damage_to_its_authority(start):
+    """The next key manager serves what nobody trusts, and says so."""
+    port = write_app(start.directory)
+    program = start.kore("app.py")
+    program.wait_for(READY)
+    (kept(start.directory) / "key.pem").write_text("garbage")
+    os.kill(process_called(program, "[keymgr]"), signal.SIGKILL)
+    program.wait_for(r"proc=\[keymgr\] log=\[the local authority can't be used: .*; until the next start no client")
+    assert curl(port, "--insecure", name="www.example.org").stdout == "hello over https"
 
 
 def memory_of(pid: int) -> Iterator[bytes]:

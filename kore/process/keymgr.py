@@ -238,6 +238,11 @@ class KeyManager:
         except OSError as error:
             found = authority.unkept()
             role.role.log(LOG_NOTICE, f"the local authority can't be kept: {error.filename}: {error.strerror}")
+        except CertificateError as error:
+            if not self.place.restarts:
+                raise
+            found = authority.unkept()  # a server that runs is not ended by what became of a file
+            role.role.log(LOG_ERR, f"{error}; until the next start {found.advice()}")
         if not self.place.restarts:
             names = ", ".join(dict.fromkeys(files.name for files in wanted))
             role.role.log(LOG_NOTICE, f"{names}: a certificate of the local authority is served; {found.advice()}")
