@@ -70,6 +70,13 @@ def test_versions(tmp_path, engine, given, offered):
             server.connect(context=client_context(offered))
 
 
+def test_the_server_prefers_the_quicker_cipher(tmp_path, engine):
+    with tls_server(tmp_path, engine) as server:
+        for version, cipher in (("1.2", "ECDHE-ECDSA-AES128-GCM-SHA256"), ("1.3", "TLS_AES_128_GCM_SHA256")):
+            with server.connect(context=client_context(version)) as client:
+                assert client.sock.cipher()[0] == cipher
+
+
 def test_old_versions_and_weak_ciphers_are_refused(tmp_path, engine):
     with tls_server(tmp_path, engine) as server:
         for arguments in (["-tls1_1"], ["-tls1"], ["-tls1_2", "-cipher", "AES128-SHA:ECDHE-ECDSA-AES128-SHA"]):

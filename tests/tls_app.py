@@ -7,6 +7,7 @@ process of its own. Lines of the standard input are run as Python.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from typing import Any
@@ -16,6 +17,7 @@ from kore.http import secure
 from kore.http.routes import Domain, Route, Router
 from kore.http.server import HttpServer
 from kore.http.settings import HttpSettings
+from kore.process.worker import GC_THRESHOLDS
 from kore.tls.contexts import Contexts, TlsDomain, TlsSettings
 from tests.tls_harness import KeyProcess, Pair, load_pair
 
@@ -133,11 +135,13 @@ class App:
 
 def main() -> None:
     config = eval(open(sys.argv[1]).read())
+    gc.set_threshold(*GC_THRESHOLDS)
     app = App(config)
     import socket
 
     sock = socket.create_server(("127.0.0.1", 0), backlog=4096)
     sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     secure.listen(app.server, sock, app.router, "tls", app.contexts, list(range(len(app.domains))))
     app.loop.add_reader(0, app._order)
     app.loop.call_soon(app.tell)

@@ -9,7 +9,7 @@ import ssl
 
 from kore.errors import ConfigurationError
 
-DEFAULT_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM"
+DEFAULT_CIPHERS = "ECDHE+AESGCM+AES128:ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM"
 """Forward secrecy and authenticated encryption; with DHE only where there are parameters for it."""
 
 NEVER = ":!aNULL:!eNULL:!kRSA:!PSK:!SRP"

@@ -20,6 +20,7 @@ from typing import Final
 
 from kore.tls.choices import cipher_list
 from kore.tls.clients import clients
+from kore.tls.heap import keep_heap
 from kore.tls.hello import TICKET_NAME_BYTES, Hello
 from kore.tls.libssl import (
     SSL_CTRL_MODE,
@@ -37,6 +38,11 @@ from kore.tls.stream import Wire
 
 GROUPS: Final = (b"X25519MLKEM768:X25519:P-256:P-384", b"X25519:P-256:P-384")
 """The first that the library knows: OpenSSL has the hybrid from 3.5 on."""
+
+SUITES: Final = b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
+"""Of TLS 1.3. AES-128 first: SHA-256 makes a handshake 20 us cheaper (of 210), and large responses leave a quarter less
+to encrypt; nobody breaks either. A client that puts ChaCha20 first gets that, see below.
+"""
 
 SIGNATURES: Final = (
     b"ECDSA+SHA256:ECDSA+SHA384:ECDSA+SHA512:RSA-PSS+SHA256:RSA-PSS+SHA384:RSA-PSS+SHA512:"
@@ -115,6 +121,7 @@ class Contexts:
         self.offload = offload()
         self.clients = clients()
         self.wire = Wire()
+        keep_heap()
         self.ready = False
         """Whether everything there is has come."""
         self.on_ready: list[Callable[[], object]] = []
@@ -273,6 +280,7 @@ def base(settings: TlsSettings) -> ssl.SSLContext:
     )
     context.num_tickets = TICKETS
     context.set_ciphers(cipher_list(settings.cipher))
+    lib.handle.SSL_CTX_set_ciphersuites(lib.context_of(context), SUITES)
     lib.control(context, SSL_CTRL_SET_SIGALGS_LIST, 0, SIGNATURES)
     lib.control(context, SSL_CTRL_SET_CLIENT_SIGALGS_LIST, 0, CLIENT_SIGNATURES)
     for groups in GROUPS:

@@ -47,6 +47,7 @@ _SIGNATURES: Final[dict[str, tuple[Any, tuple[Any, ...]]]] = {
     "ERR_clear_error": (None, ()),
     "SSL_CTX_get_options": (c_uint64, (_P,)),
     "SSL_CTX_ctrl": (c_long, (_P, c_int, c_long, _P)),
+    "SSL_CTX_set_ciphersuites": (c_int, (_P, c_char_p)),
     "SSL_CTX_use_certificate": (c_int, (_P, _P)),
     "SSL_CTX_use_PrivateKey": (c_int, (_P, _P)),
     "SSL_CTX_add_client_CA": (c_int, (_P, _P)),
