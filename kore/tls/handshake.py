@@ -164,18 +164,18 @@ class Handshake:
         contexts.offload.failure = None
         wire.incoming.write(data)
         try:
-            tls.do_handshake()
-        except ssl.SSLWantReadError:
-            self._send(wire.outgoing.read())
-        except (ssl.SSLError, OSError):
+            try:
+                tls.do_handshake()
+            except ssl.SSLWantReadError:
+                self._send(wire.outgoing.read())
+            except (ssl.SSLError, OSError):
+                self._failed(wire.outgoing.read())
+            else:
+                self._send(wire.outgoing.read())
+                self._done(tls)
+        finally:
             if wire.incoming.pending:
-                wire.incoming.read()
-            self._failed(wire.outgoing.read())
-        else:
-            self._send(wire.outgoing.read())
-            self._done(tls)
-        if wire.incoming.pending:
-            wire.incoming.read()
+                wire.incoming.read()  # the next one's is not to come behind it, whatever went wrong here
 
     def _send(self, data: bytes) -> None:
         """Send what the client has not got of an earlier beginning: a HelloRetryRequest has nothing random in it."""

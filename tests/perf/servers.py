@@ -65,7 +65,10 @@ NGINX_CERTIFICATE = """
         ssl_certificate {folder}/cert.pem;
         ssl_certificate_key {folder}/key.pem;
         ssl_protocols TLSv1.2 TLSv1.3;
+        ssl_conf_command Ciphersuites TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384;
+        ssl_prefer_server_ciphers on;
 """
+"""Suites in the order that kore has them, so that both do the same work."""
 
 
 class StartFailure(Exception):
