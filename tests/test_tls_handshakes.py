@@ -226,6 +226,20 @@ def test_slow_handshakes_have_a_deadline(tmp_path, engine):
             assert other.ask(get()).body == b"hello world"
 
 
+def test_a_server_that_stops_does_not_wait_for_who_never_speaks(tmp_path, engine):
+    with tls_server(tmp_path, engine) as server:
+        with raw(server) as silent, raw(server) as half, server.connect() as client:
+            half.sendall(real_hello("a.test"))
+            assert half.recv(1)
+            client.ask(get())
+            begin = time.monotonic()
+            server.order("app.server.drain(lambda: print('drained', flush=True))")
+            server.wait_for("drained")
+            assert time.monotonic() - begin < 8  # seconds before their deadline
+            everything(silent)
+            everything(half)
+
+
 def test_half_open_handshakes_are_bounded_in_number_and_memory(tmp_path, engine):
     options = {"worker_max_connections": 1500}
     with tls_server(tmp_path, engine, options=options) as server:

@@ -259,6 +259,7 @@ def client_context(
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(cadata=authority().pem.decode())
     context.check_hostname = False
+    context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF  # an end without close_notify is an error, see TlsClient
     if version is not None:
         context.minimum_version = context.maximum_version = VERSIONS[version]
     if client is not None:
@@ -272,7 +273,8 @@ class TlsClient(Client):
 
     def __init__(self, port: int, name: str | None, context: ssl.SSLContext, session: ssl.SSLSession | None) -> None:
         super().__init__(("127.0.0.1", port))
-        self.sock = context.wrap_socket(self.sock, server_hostname=name, session=session)
+        self.sock = context.wrap_socket(
+            self.sock, server_hostname=name, session=session, suppress_ragged_eofs=False)
 
 
 @contextlib.contextmanager

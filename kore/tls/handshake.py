@@ -24,6 +24,9 @@ HANDSHAKE_S: Final = 10.0
 LINGER_S: Final = 2.0
 """How long input is read and thrown away after a refusal, so that no RST destroys it."""
 
+DRAIN_S: Final = 1.0
+"""What a handshake is given for its end once the server stops."""
+
 KEPT_BYTES_MAX: Final = 32768
 """Input kept to begin anew with: what comes before our first flight."""
 
@@ -202,7 +205,11 @@ class Handshake:
             # RFC 8737 3: it has seen the certificate, and there is nothing to talk about.
             name = self.host.contexts.domains[self.domain].name
             self.host.contexts.log(LOG_NOTICE, f"domain {name}: the challenge certificate was shown")
-            self._refuse(b"")
+            try:
+                tls.unwrap()
+            except ssl.SSLError:
+                pass  # close_notify is there to be sent; the client's has not come
+            self._refuse(self.host.contexts.wire.outgoing.read())
             return
         self.gone = True
         stream, server = self.stream, self.server
@@ -222,7 +229,10 @@ class Handshake:
         if data:
             self.stream.write(data)
         self.stream.finish()
-        self._deadline = min(self._deadline, self.server.now + ticks(LINGER_S))
+        self._end_by(LINGER_S)
+
+    def _end_by(self, seconds: float) -> None:
+        self._deadline = min(self._deadline, self.server.now + ticks(seconds))
         if self._deadline < self.bucket:
             self.server.schedule(self, self._deadline)
 
@@ -242,7 +252,8 @@ class Handshake:
         return not self._lingering
 
     def drain(self) -> None:
-        """The server stops: the handshake may end, and one request come, as on any new connection."""
+        """The server stops: what is on its way may still come, and one request behind it."""
+        self._end_by(DRAIN_S)
 
     def stalled(self) -> None:
         """It does not take our flight: its deadline ends that too."""
