@@ -45,7 +45,7 @@ def in_flight(loop) -> int:
     """Operations and waits that the driver knows of, its own included."""
     driver = loop.driver
     if driver.name == "uring":
-        return len(driver.live) + len(driver.kept)
+        return len(driver.live)
     return len(driver.table) + len(driver.begun) + len(driver.due)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from types import SimpleNamespace
 
 import pytest
 
@@ -141,7 +142,7 @@ def clients(worker, monkeypatch):
 
 
 def test_a_local_broadcast_stays_in_the_worker(worker, clients):
-    src = Peer(None, -1)
+    src = Peer(SimpleNamespace(stream=None), -1)
     assert calls.websocket_broadcast(src, kore.WEBSOCKET_OP_TEXT, "é", kore.WEBSOCKET_BROADCAST_LOCAL) is True
     assert calls.websocket_broadcast(None, kore.WEBSOCKET_OP_BINARY, memoryview(b"raw"), 77) is True
     assert clients == [(src, 1, "é".encode()), (None, 2, b"raw")]
@@ -149,7 +150,7 @@ def test_a_local_broadcast_stays_in_the_worker(worker, clients):
 
 
 def test_a_global_broadcast_goes_to_the_other_workers_too_and_not_back(worker, clients):
-    src = Peer(None, -1)
+    src = Peer(SimpleNamespace(stream=None), -1)
     assert calls.websocket_broadcast(src, 2, bytearray(b"raw"), kore.WEBSOCKET_BROADCAST_GLOBAL) is True
     assert clients == [(src, 2, b"raw")]
     assert worker.post.sent == [(Kind.BROADCAST, TO_OTHERS, b"\x02raw")]

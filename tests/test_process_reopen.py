@@ -156,7 +156,7 @@ def test_a_worker_whose_channel_is_full_is_offered_them_again(tmp_path):
         logs = access_logs([SimpleNamespace(name="a", accesslog=file)])
         parents_part = Reopening(logs, log, lambda seconds, call: later.append(call))
         seat = Seat(worker=1)
-        seat.taken(1, mine, theirs)
+        seat.taken(1, mine, theirs, None)
         while mine.send(Kind.STOP, b"\x0f" * 1000):
             pass
         for _ in range(3):

@@ -161,6 +161,11 @@ def test_one_that_does_not_end_is_killed(start):
 
 
 PAIRS = """
+def heard(fd):
+    sock = socket.socket(fileno=fd)
+    sock.setblocking(True)
+    return sock.recv(100)
+
 def serves(place):
     def joined(kind, body, fd):
         socket.socket(fileno=fd).send(b"hello " + body)
@@ -176,11 +181,11 @@ def work(place):
         kind, body, fd = message
         if kind is not Kind.KEYS:
             return 0
-        worker, pid = socket.socket(fileno=fd).recv(100).split()[1:]
+        worker, pid = heard(fd).split()[1:]
         role.role.log(6, f"served as {worker.decode()}, {int(pid) == os.getpid()}")
 
 def asks(place):
-    return attend(place, on_join=lambda kind, body, fd: role.role.log(6, f"has {socket.socket(fileno=fd).recv(100)}"))
+    return attend(place, on_join=lambda kind, body, fd: role.role.log(6, f"has {heard(fd)}"))
 """
 
 

@@ -60,7 +60,7 @@ CALLS: Final[Mapping[str, Mapping[str, str]]] = {
         "recvfrom": "the authority, the key manager", "sendto": "the same, log", "recvmsg": "its end of a pair",
         "sendmsg": "the listener of this filter, at the start", "sendmmsg": "the resolver's questions",
         "connect": "the authority, the resolver; to which ports is Landlock's", "getpeername": "the authority",
-        "getsockopt": "whether it is connected", "shutdown": "the authority",
+        "getsockopt": "whether it is connected",
     },
 }  # fmt: skip
 """By service: calls whose arguments do not matter, each with what it is for."""
@@ -129,6 +129,7 @@ def _connecting(resolver: bool) -> Iterator[Rule]:
             for protocol in (0, socket.IPPROTO_UDP):
                 yield Rule("socket", ALLOW, kind_of(family, socket.SOCK_DGRAM, protocol))
     yield Rule("getsockname", ALLOW)
+    yield Rule("shutdown", ALLOW)  # it has no listener that others share
     for call in ("socket", "socketpair", "bind", "listen", "accept", "accept4"):
         yield Rule(call, refuse(errno.EACCES))
 
