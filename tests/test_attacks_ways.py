@@ -14,7 +14,7 @@ import pytest
 from kore.uring.restrictions import SERVING
 from tests.attacks_harness import AS_ROOT, target
 from tests.privileges_harness import needs_root, root_directory
-from tests.support import children, pids_of, skip_unless
+from tests.support import children, open_files, pids_of, skip_unless
 
 
 @pytest.fixture(params=["uring", "epoll"])
@@ -247,6 +247,8 @@ def test_programs_live_in_the_root_too(tmp_path, engine):
         (worker,) = pids_of(victim.program)
         (spawner,) = children(worker)
         assert os.readlink(f"/proc/{spawner}/root") == str(tmp_path / "root")
+        assert f"/proc/{spawner}/task/{spawner}/children" in open_files(spawner), "whom it ends with the worker"
+        assert "/proc" not in open_files(worker) + open_files(spawner), "a way out of the root"
 
 
 # The listening socket, which all workers share.

@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import resource
+import select
 import signal
 import socket
 import subprocess
@@ -81,7 +82,7 @@ def test_it_has_given_up_what_it_can(hire) -> None:
             os.listdir(f"/proc/{spawner.pid}/fd")
         return
     open_there = sorted(open_files(spawner.pid))
-    assert [name.partition(":")[0] for name in open_there] == ["/dev/null"] * 3 + ["anon_inode"] * 2 + ["socket"]
+    assert [name.partition(":")[0] for name in open_there] == ["/dev/null"] * 3 + ["anon_inode"] * 2 + ["socket"] * 3
 
 
 def test_its_programs_have_no_privileges(loop, hire) -> None:
@@ -232,7 +233,7 @@ def test_thousands_of_quick_children(loop, hire) -> None:
 
     run(loop, main(), seconds=120)
     if os.geteuid() == 0:
-        wait_until(lambda: len(os.listdir(f"/proc/{spawner.pid}/fd")) == 6, "it has closed what it had of them")
+        wait_until(lambda: len(os.listdir(f"/proc/{spawner.pid}/fd")) == 8, "it has closed what it had of them")
     assert not Path(f"/proc/{spawner.pid}/task/{spawner.pid}/children").read_text()
 
 
@@ -363,6 +364,74 @@ def test_a_grandchild_does_not_keep_a_spawner() -> None:
         assert alive(grandchild)
     finally:
         os.kill(grandchild, signal.SIGKILL)
+
+
+DAEMON = """
+import os, sys, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.write(1, b"%d " % os.getpid())
+        time.sleep(1000)
+    time.sleep(1000 * int(sys.argv[1]))
+    os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("stays", ["0", "1"], ids=["an orphan", "with its parent"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_program_that_became_a_daemon_ends_with_its_worker(number, stays) -> None:
+    """A session of its own, no parent any more: it comes to the spawner, who knows all its children."""
+    reader, writer = os.pipe()
+    worker = os.fork()
+    if worker == 0:
+        try:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            spawner = start_spawner(Terms(proc=os.open("/proc", os.O_PATH)))
+            null = os.open("/dev/null", os.O_RDWR)
+            program = spawner.spawn(
+                sys.executable, [sys.executable, "-c", DAEMON, stays], os.environ, (null, writer, null))
+            while program.look() is None:
+                select.select([program._channel], [], [])
+            os.write(writer, b"%d." % spawner.pid)
+            signal.pause()
+        finally:
+            os._exit(1)
+    os.close(writer)
+    said = b""
+    while not (b"." in said and b" " in said):
+        assert select.select([reader], [], [], SECONDS)[0], said
+        said += os.read(reader, 100)
+    os.close(reader)
+    pids = [int(word) for word in said.replace(b".", b" ").split()]
+    assert all(alive(pid) for pid in pids)
+    assert len(pids) == 2
+    try:
+        os.kill(worker, number)
+        os.waitpid(worker, 0)
+        wait_until(lambda: not any(alive(pid) for pid in pids), "the spawner and the daemon end")
+    finally:
+        for pid in filter(alive, pids):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_orphans_that_end_are_buried(hire) -> None:
+    """What others left to the spawner is no zombie for long, and costs no program its status."""
+    reader, writer = os.pipe()
+    spawner = hire()
+    code = "import os\nfor _ in range(20):\n    if os.fork() == 0:\n        os._exit(os.fork() and 0)\nos._exit(7)"
+    null = os.open("/dev/null", os.O_RDWR)
+    program = spawner.spawn(sys.executable, [sys.executable, "-c", code], os.environ, (null, writer, null))
+    os.close(writer)
+    assert os.read(reader, 1) == b"", "all have ended"
+    while program.look() is None:
+        select.select([program._channel], [], [], SECONDS)
+    assert os.waitstatus_to_exitcode(program.look()) == 7
+    listed = Path(f"/proc/{spawner.pid}/task/{spawner.pid}/children")
+    wait_until(lambda: not listed.read_text(), "nobody is left")
+    program.close()
+    os.close(reader)
+    os.close(null)
 
 
 # asyncio's children.

@@ -148,12 +148,23 @@ def _confined(orders: WorkerOrders, place: WorkerPlace) -> reactor.Loop:
     """Give up everything that serving does not need; the loop. Raises EngineError, SandboxError."""
     mine = orders.confinement
     rights = replace(mine.rights, parent=place.parent)
+    proc = _open_proc(mine)
     return confinement.enter(
         replace(mine, rights=rights),
-        spawner=lambda: _start_spawner(orders),
+        spawner=lambda: _start_spawner(orders, proc),
         engine=lambda: reactor.Loop(new_driver(orders.engine, mine)),
         close_filter=lambda: _close_filter(orders, place),
     )
+
+
+def _open_proc(mine: Confinement) -> int | None:
+    """A descriptor of /proc for the spawner, which may live where there is none; None where there is no spawner."""
+    if not (mine.on or mine.tracing):
+        return None
+    try:
+        return os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
 
 
 def new_driver(engine: str, mine: Confinement) -> Driver:
@@ -161,8 +172,16 @@ def new_driver(engine: str, mine: Confinement) -> Driver:
     return reactor.new_driver(engine, connects=mine.connects or not mine.on, bounded=mine.on)
 
 
-def _start_spawner(orders: WorkerOrders) -> None:
-    """Have the programs of this worker started by a process of their own. Raises SandboxError."""
+def _start_spawner(orders: WorkerOrders, proc: int | None) -> None:
+    """Have the programs of this worker started by a process of their own; closes `proc`. Raises SandboxError."""
+    try:
+        _start_spawner_with(orders, proc)
+    finally:
+        if proc is not None:
+            os.close(proc)
+
+
+def _start_spawner_with(orders: WorkerOrders, proc: int | None) -> None:
     programs = orders.plan.settings.sandbox_programs
     if programs == (NO_PROGRAMS,):
         spawning.refuse("kore.config.sandbox_programs is none; name the program there to allow it")
@@ -176,6 +195,7 @@ def _start_spawner(orders: WorkerOrders) -> None:
         programs=programs,
         write=tuple(path for path in ("/dev/null", *mine.write) if os.path.exists(path)),
         connect_ports=mine.connect_ports,
+        proc=proc,
         prepare=partial(title.set_title, orders.name, label),
         install_filter=partial(
             program_policy.put_on, connect=mine.connects, paths=mine.paths, listed=bool(programs)),

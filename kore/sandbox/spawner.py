@@ -7,6 +7,7 @@ of the program, a socket that the event loop polls like the pidfd of a child of 
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import os
 import select
@@ -165,7 +166,8 @@ class SpawnerClient:
     def _end(self, reason: str) -> OSError:
         """No request is possible any more; the error that says so."""
         self._broken = self._broken or f"the spawner (pid {self.pid}) has ended ({reason})"
-        self._sock.close()
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)  # should it live: it ends of that
         return OSError(errno.EPIPE, f"{self._broken}: no program can be started in this worker any more")
 
     def close(self) -> None:
@@ -177,8 +179,10 @@ class SpawnerClient:
             while self._sock.recv(REPLY_BYTES):
                 pass  # of a request that was given up
             how = 0  # its end of the socket is closed by its exit, so the kernel is just about to tell of that
+        except ConnectionError:
+            how = 0  # the same, and it had not read all
         except OSError:
-            pass  # it has ended before, or does not
+            pass  # it does not end
         finally:
             self._sock.close()
         try:

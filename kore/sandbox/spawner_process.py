@@ -4,11 +4,13 @@ It is forked while the worker still may fork, and gives up its own rights before
 run with less than the worker started with, and the worker's filter stays closed. Requests come on one socket; each
 child has a channel of its own, on which its end is told, signals are asked for, and the end of whoever holds it is
 seen: then the child is killed. The process waits for nothing but events, so that no child and no worker holds it up.
-When the worker is gone it kills what is left and ends.
+Programs that leave their parents (daemon(3)) become its own children. When the worker is gone it kills what is left, of
+all of them, and ends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import gc
@@ -49,6 +51,12 @@ DESCRIPTORS_SPARE = 64
 DESCRIPTORS_END = 1 << 20
 """Above any descriptor: fs.nr_open of Linux, unless somebody raised it."""
 
+ROUNDS_MAX = 1000
+"""Of killing children at the end: those of the killed become ours, a generation a round."""
+
+CHILDREN_BYTES_MAX = 1 << 20
+"""Of the list of children: room for a hundred thousand of them, more than there can be."""
+
 SIGNALS_BYTES_MAX = 64
 """Of signals asked for in one packet; the worker sends one each."""
 
@@ -63,7 +71,7 @@ _IGNORED = (
     signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE)
 """Meant for the worker where they reach the whole group; it ends with the worker."""
 
-_PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
+_PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 4, 36, 38
 _CAPABILITY_VERSION_3 = 0x20080522
 _CAPSET_HEADER, _CAPSET_NOTHING = struct.Struct("=Ii"), bytes(24)
 
@@ -82,6 +90,8 @@ class Terms:
     write: tuple[str, ...] = ("/dev/null",)
     connect_ports: tuple[int, ...] | None = ()
     """TCP ports to connect to; None: any. Binding to a port is for nobody."""
+    proc: int | None = None
+    """A descriptor of /proc, in which the spawner finds its children; it may live in a root that has none."""
     prepare: Callable[[], object] = _nothing
     """Called first in the new process: its title."""
     install_filter: Callable[[], object] = _nothing
@@ -112,7 +122,7 @@ def be_spawner(sock: socket.socket, worker: int, terms: Terms) -> NoReturn:
         except Exception as error:  # noqa: BLE001 (whatever kept it from giving up a right is the worker's to tell)
             sock.send(REFUSED + f"{type(error).__name__}: {error}".encode()[:TOLD_BYTES_MAX])
             os._exit(code)
-        spawner = Spawner(sock, worker, told.allowed)
+        spawner = Spawner(sock, worker, told.allowed, told.children)
         sock.send(CONFINED + "\n".join(told.lines).encode("utf-8", "replace")[:TOLD_BYTES_MAX])
         try:
             spawner.serve()
@@ -130,24 +140,28 @@ def be_spawner(sock: socket.socket, worker: int, terms: Terms) -> NoReturn:
 class _Confined:
     allowed: Allowed
     lines: tuple[str, ...]
+    children: int | None
+    """The list of this process's children (proc(5)), open."""
 
 
 def confine(sock: socket.socket, terms: Terms) -> _Confined:
     """Give up everything but `terms`, in order. Raises SandboxError, OSError."""
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would have the kernel throw statuses away
+    signal.signal(signal.SIGCHLD, _wake)  # ignored, it would have the kernel throw statuses away
     signal.set_wakeup_fd(-1)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     gc.freeze()  # what the worker made is shared with it as long as nobody writes to it
     terms.prepare()
-    _keep_only(sock)
+    children = _open_children(terms.proc)
+    _keep_only(sock.fileno(), *(() if children is None else (children,)))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     soft = max(soft, 2 * CHILDREN_MAX + DESCRIPTORS_SPARE)  # programs inherit it, and are not to have less than now
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
     _drop_capabilities()
     _prctl("PR_SET_NO_NEW_PRIVS", _PR_SET_NO_NEW_PRIVS, 1)
+    _prctl("PR_SET_CHILD_SUBREAPER", _PR_SET_CHILD_SUBREAPER, 1)
     _prctl("PR_SET_DUMPABLE", _PR_SET_DUMPABLE, 0)  # the programs run as the same user: none may look into us
     allowed = Allowed(terms.programs)
     rules = landlock.Rules(
@@ -156,17 +170,34 @@ def confine(sock: socket.socket, terms: Terms) -> _Confined:
     of_the_kernel = landlock.missing(landlock.abi())  # whoever starts the workers tells of it, once for all of them
     lines += [line for line in landlock.restrict_self(rules) if line not in of_the_kernel]
     terms.install_filter()
-    return _Confined(allowed, tuple(lines))
+    return _Confined(allowed, tuple(lines), children)
 
 
-def _keep_only(sock: socket.socket) -> None:
-    """Close every descriptor but the socket; the standard ones are /dev/null."""
+def _wake(_number: int, _frame: object) -> None:
+    """A child has ended: the descriptor that signals wake says so to the loop."""
+
+
+def _open_children(proc: int | None) -> int | None:
+    """The list of our own children, if there is one (CONFIG_PROC_CHILDREN). It stays that, and readable."""
+    if proc is None:
+        return None
+    try:
+        return os.open("thread-self/children", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+    except OSError:
+        return None
+
+
+def _keep_only(*kept: int) -> None:
+    """Close every descriptor but these; the standard ones are /dev/null."""
     null = _nowhere()
     for fd in range(3):
-        if fd != sock.fileno():
+        if fd not in kept:
             os.dup2(null, fd)
-    os.closerange(3, sock.fileno())
-    os.closerange(max(sock.fileno(), 2) + 1, DESCRIPTORS_END)
+    first = 3
+    for fd in sorted(kept):
+        os.closerange(first, fd)
+        first = max(first, fd + 1)
+    os.closerange(first, DESCRIPTORS_END)
 
 
 def _nowhere() -> int:
@@ -197,8 +228,9 @@ def _prctl(name: str, option: int, value: int) -> None:
 class Spawner:
     """The loop of the process: requests, channels and ends, whichever comes."""
 
-    def __init__(self, sock: socket.socket, worker: int, allowed: Allowed) -> None:
+    def __init__(self, sock: socket.socket, worker: int, allowed: Allowed, children: int | None) -> None:
         self._sock = sock
+        self._list = children
         self._sock.setblocking(False)
         self._allowed = allowed
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -210,6 +242,12 @@ class Spawner:
         self._epoll.register(self._worker, select.EPOLLIN)
         if os.getppid() != worker:
             raise WorkerGoneError  # and the pidfd is perhaps a stranger's
+        self._ended, ended = socket.socketpair()
+        self._wake_out = ended  # kept open
+        for end in (self._ended, ended):
+            end.setblocking(False)
+        signal.set_wakeup_fd(ended.fileno(), warn_on_full_buffer=False)
+        self._epoll.register(self._ended, select.EPOLLIN)
         self._channels: dict[int, _Child] = {}
         self._pidfds: dict[int, _Child] = {}
         self._message = bytearray()  # of a request that is not here whole
@@ -224,6 +262,8 @@ class Spawner:
                     raise WorkerGoneError
                 elif fd == self._sock.fileno():
                     self._hear()
+                elif fd == self._ended.fileno():
+                    self._bury()
                 elif fd in self._pidfds:
                     self._reap(self._pidfds[fd])
                 elif fd in self._channels:
@@ -233,6 +273,39 @@ class Spawner:
         """The end: nothing that was started for this worker outlives it."""
         for child in self._pidfds.values():
             _signal(child, signal.SIGKILL)
+        for _ in range(ROUNDS_MAX):
+            children = self._all_children()
+            if not children:
+                return
+            for pid in children:
+                os.kill(pid, signal.SIGKILL)  # nobody else reaps it, so that the pid is still its
+            for pid in children:
+                os.waitpid(pid, 0)
+
+    def _all_children(self) -> list[int]:
+        """All processes whose parent is this one, those among them that others left. None where nobody lists them."""
+        if self._list is None:
+            return []
+        os.lseek(self._list, 0, os.SEEK_SET)
+        text = b""
+        while len(text) < CHILDREN_BYTES_MAX and (piece := os.read(self._list, 65536)):
+            text += piece
+        return [int(pid) for pid in text.split()]
+
+    def _bury(self) -> None:
+        """Reap what has ended and was not started here, but left to us; the others by the way."""
+        try:
+            while self._ended.recv(4096):
+                pass
+        except BlockingIOError:
+            pass
+        started = {child.pid: child for child in self._pidfds.values()}
+        with contextlib.suppress(ChildProcessError):
+            while (found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+                if found.si_pid in started:
+                    self._reap(started.pop(found.si_pid))
+                else:
+                    os.waitpid(found.si_pid, 0)
 
     def _hear(self) -> None:
         """One packet of requests."""
