@@ -122,11 +122,15 @@ def attack(
         wait_until(lambda: accepted(server.address[1]) >= connections, "the slow clients are there", COME_SECONDS)
         during = measured(server, rounds, result, f"{mode.name}, under attack")
         held = accepted(server.address[1])
+        in_time = time.monotonic() - began < deadline  # else the first of them may have been ended by then
         ask(server.address, "/")
         # Seen from the server: who reads eight bytes every two seconds hears of its end when all is read that had come.
         wait_until(lambda: not accepted(server.address[1]), "the slow clients are ended", deadline + LATE_SECONDS)
         seconds = time.monotonic() - began
-        result.check(held >= connections * 0.9, f"{mode.name}: {held} of {connections} connections when wrk was done")
+        result.check(
+            held >= connections * 0.9 or not in_time,
+            f"{mode.name}: {held} of {connections} connections when wrk was done",
+        )
         result.check("service available:   NO" not in running.said, f"{mode.name}: its probe was not served")
     finally:
         running.close()
