@@ -117,17 +117,18 @@ def test_delivery_is_never_inline_and_returns_nothing(start):
 
 def test_objects_of_one_sender_arrive_in_order_once_whatever_their_size(start):
     program = start(workers=3)
+    # 12 MB: as much as may wait for a receiver that is slow.
     flood = """
 async def flood():
     for number in range(400):
-        kore.sendobj([number, "x" * (number % 7 * 30000)])
+        kore.sendobj([number, "x" * (number % 7 * 10000)])
         if number % 20 == 0:
             await kore.suspend(1)
     kore.sendobj("end")
 kore.task_create(flood())
 """
     run(program, 1, flood)
-    expected = [[number, "x" * (number % 7 * 30000)] for number in range(400)] + ["end"]
+    expected = [[number, "x" * (number % 7 * 10000)] for number in range(400)] + ["end"]
     for worker in (1, 2, 3):
         wait_until(lambda w=worker: got(program, w)[-1:] == ["end"], "the last one", seconds=60)
         assert got(program, worker) == expected

@@ -410,14 +410,16 @@ class Client:
         return ticket[at + 2 : at + 2 + size], ticket[8:12], self.expand(master, b"resumption", nonce)
 
     def offer(self, hello: Hello, session: tuple[bytes, bytes, bytes], *, wrong: bool = False) -> Hello:
-        """A ClientHello that offers a session of a suite with SHA-384, last of all its extensions, with its binder."""
+        """A ClientHello that offers a session, last of all its extensions, with its binder."""
         ticket, age, self.psk = session
-        self.hash = "sha384"
+        size = len(self.psk)
+        self.hash = {32: "sha256", 48: "sha384"}[size]
         identities = vector(vector(ticket, 2) + age, 2)
-        empty = hello.but((PSK, identities + vector(vector(bytes(48), 1), 2)))
-        early = hmac.digest(bytes(48), self.psk, self.hash)
-        key = self.expand(self.expand(early, b"res binder", hashlib.sha384().digest()), b"finished")
-        binder = hmac.digest(key, hashlib.sha384(self.transcript + empty.pack()[:-51]).digest(), self.hash)
+        empty = hello.but((PSK, identities + vector(vector(bytes(size), 1), 2)))
+        early = hmac.digest(bytes(size), self.psk, self.hash)
+        key = self.expand(self.expand(early, b"res binder", hashlib.new(self.hash).digest()), b"finished")
+        told = self.transcript + empty.pack()[: -size - 3]
+        binder = hmac.digest(key, hashlib.new(self.hash, told).digest(), self.hash)
         if wrong:
             binder = bytes((binder[0] ^ 1,)) + binder[1:]
         return hello.but((PSK, identities + vector(vector(binder, 1), 2)))

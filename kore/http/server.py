@@ -33,9 +33,6 @@ NO_START = b"\0"
 TICK_S = 0.5
 """The resolution of deadlines."""
 
-TICKS_AT_ONCE_MAX = 2
-"""By how many ticks the clock goes on at most between two turns of the loop: below the deadlines there are."""
-
 ACCEPT_RETRY_S = 0.1
 """The pause after accept() failed for want of fds or memory: trying at once again would only burn the processor."""
 
@@ -340,9 +337,11 @@ class HttpServer:
         self._timer = self.loop.call_later(TICK_S, self._tick)
         before = self.now
         passed = int(self.loop.time() / TICK_S) - self._lost - before
-        # While a handler kept the loop, nobody was heard and nothing left: by that time nobody is late.
-        self._lost += max(0, passed - TICKS_AT_ONCE_MAX)
-        self.now = before + min(passed, TICKS_AT_ONCE_MAX)
+        if passed > 1:
+            # While a handler kept the loop, nobody was heard and nothing left: by that time nobody is late.
+            self._lost += passed - 1
+            passed = 1
+        self.now = before + passed
         self.keepalive_expires = self.now + self.keepalive_ticks
         self.heads.tick()
         if self.secure_heads is not None:
