@@ -11,6 +11,7 @@ import pytest
 from kore.application.declared import application
 from kore.application.servers import ListenError, SocketFile, server
 from kore.errors import StartError
+from tests.support import free_port
 
 
 @pytest.fixture(autouse=True)
@@ -65,9 +66,7 @@ def test_it_listens_at_once_with_the_options_of_a_server():
 
 @pytest.mark.parametrize("make", [int, str])
 def test_the_port_is_a_number_or_its_text(make):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     server(ip="127.0.0.1", port=make(port), tls=False)
     assert only().sock.getsockname() == ("127.0.0.1", port)
 
