@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.attacks_harness import AS_ROOT, KIT, Target
+from tests.engines import skip_unconfined
 from tests.http_server_harness import request
 from tests.privileges_harness import a_user, root_directory
 from tests.support import READY, Program, children, free_port, pids_of, skip_unless, starter, wait_until
@@ -231,6 +232,7 @@ def key_server(
     """A server with TLS domains `names`, each with pairs of the `kinds`, in files NAME-KIND.pem and NAME-KIND.key."""
     skip_unless(engine)
     if sandbox == "yes":
+        skip_unconfined(engine)
         pytest.importorskip("pyseccomp")
     root, keys = root_directory(directory), directory / "keys"
     keys.mkdir()

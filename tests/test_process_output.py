@@ -16,7 +16,7 @@ import pytest
 
 from kore.process.output import LAST_BYTES_MAX, LINE_BYTES_MAX, Output
 from tests.attacks_harness import APP, Target, target
-from tests.engines import ENGINES
+from tests.engines import ENGINES, skip_unconfined
 from tests.support import ROOT, SECONDS, free_port, http_get, skip_unless, starter, wait_until
 
 
@@ -64,6 +64,7 @@ def test_the_dead_leave_no_more_than_a_pipe_holds(output):
 @pytest.fixture(params=ENGINES)
 def engine(request):
     skip_unless(request.param)
+    skip_unconfined(request.param)
     pytest.importorskip("pyseccomp")
     return request.param
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kore.tls import authority, certificates
-from tests.engines import ENGINES
+from tests.engines import ENGINES, skip_unconfined
 from tests.privileges_harness import a_user, needs_root, status
 from tests.support import READY, ROOT, children, free_port, pids_of, skip_unless, starter, wait_until
 
@@ -81,6 +81,8 @@ def process_called(program, name: str) -> int:
 def test_curl_trusts_it_by_the_file_that_the_log_names(start, engine, sandbox):
     """By every name it has; without the file it is refused; no browser is told to insist on TLS on localhost."""
     skip_unless(engine)
+    if sandbox == "yes":
+        skip_unconfined(engine)
     port = write_app(start.directory)
     program = start.kore("app.py", environment={"KORE_IO": engine, "KORE_SANDBOX": sandbox})
     program.wait_for(READY)
