@@ -49,6 +49,8 @@ class Lease:
         self.session = session
         self.future.set_result(session)
 
+TOO_MANY_CONNECTIONS = "53300"  # the SQLSTATE of a server that is full, appendix A
+
 
 class Pool:
     """Connections to the database `name`; on one loop, whose end ends it. Fails with DatabaseError."""
@@ -63,6 +65,7 @@ class Pool:
         self._attempts: list[int] = []
         """To open a connection: of each, the last query that waited when it began."""
         self._disappointed = 0  # the last query whose own attempt has failed
+        self._alone = False  # one attempt is made without others beside it
         self.closed = False
         self._info = info
         self._conn_max = conn_max  # 0: no limit
@@ -160,6 +163,8 @@ class Pool:
 
     def _grow(self) -> None:
         """Open another connection if somebody waits that no attempt is being made for."""
+        if self._alone:
+            return
         while len(self.waiting) > len(self._attempts) and (
             not self._conn_max or len(self.sessions) + len(self._attempts) < self._conn_max
         ):
@@ -174,8 +179,10 @@ class Pool:
             return
         except BaseException:
             self._attempts.remove(newest)
+            self._alone = False
             raise
         self._attempts.remove(newest)
+        self._alone = False
         session = Session(connection, self)
         self.sessions.add(session)
         self.released(session)
@@ -184,13 +191,21 @@ class Pool:
         """An attempt failed that began when `newest` was the last to wait.
 
         Without a connection it was the chance of who waited then, but for other attempts as old: on a server that is
-        nearly full some of a burst succeed. Younger ones do not count, or there might always be one.
+        nearly full some of a burst succeed. Younger ones do not count, or there might always be one. But a server may
+        refuse all of a burst, each for the sake of the others; then one attempt alone is everybody's.
         """
         self._attempts.remove(newest)
         self._disappointed = max(self._disappointed, newest)
-        if not self.sessions and not any(began <= self._disappointed for began in self._attempts):
-            self._fail(error, self._disappointed)
-            self._grow()
+        if self.sessions or any(began <= self._disappointed for began in self._attempts):
+            return
+        if error.sqlstate == TOO_MANY_CONNECTIONS and not (self._alone or self._attempts or self.closed):
+            self._alone = True
+            self._attempts.append(self._number)
+            self._spawn(self._connect(self._number))
+            return
+        self._alone = False
+        self._fail(error, self._disappointed)
+        self._grow()
 
     def _fail(self, error: DatabaseError, newest: int) -> None:
         while self.waiting and self.waiting[0].number <= newest:
