@@ -196,26 +196,26 @@ def padded(client: Client) -> None:
     client.answer()
 
 
-@row("1.3: empty records between")
-def empty13(client: Client) -> None:
-    established13(client)
+def empty_records(client: Client) -> None:
+    """A request whose halves lie among records without content."""
     for _ in range(8):
         client.send(DATA, b"")
     client.send(DATA, wire.REQUEST[:9])
     client.send(DATA, b"")
     client.send(DATA, wire.REQUEST[9:])
     client.answer()
+
+
+@row("1.3: empty records between")
+def empty13(client: Client) -> None:
+    established13(client)
+    empty_records(client)
 
 
 @row("1.2: empty records between")
 def empty12(client: Client) -> None:
     established12(client)
-    for _ in range(8):
-        client.send(DATA, b"")
-    client.send(DATA, wire.REQUEST[:9])
-    client.send(DATA, b"")
-    client.send(DATA, wire.REQUEST[9:])
-    client.answer()
+    empty_records(client)
 
 
 @row("1.3: new keys of ours, and of theirs on request")

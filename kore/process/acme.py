@@ -45,8 +45,6 @@ KEYS_SECONDS: Final = 5.0
 PACKAGES: Final = ("acme", "josepy", "requests", "urllib3", "idna", "certifi")
 """What the client is made of, and what may import more of itself at any time."""
 
-LISTENER_SECONDS_MAX: Final = 5.0
-
 Result = TypeVar("Result")
 
 
@@ -146,14 +144,7 @@ class AcmeProcess:
             return
         read = tuple(path for path in mine.read if os.path.exists(path))
         landlock.restrict_self(landlock.Rules(read=read, connect_ports=mine.connect_ports))
-        seccomp.confine(None, Features(role=NAME, resolver=mine.names), False, self._send_listener)
-
-    def _send_listener(self, fd: int) -> bool:
-        channel = self.place.channel
-        if channel.send_fd(Kind.LISTENER, b"", fd):
-            return True
-        channel.wait_for_room(LISTENER_SECONDS_MAX)
-        return channel.send_fd(Kind.LISTENER, b"", fd)
+        seccomp.confine(None, Features(role=NAME, resolver=mine.names), False, self.place.channel.send_listener)
 
     # What is to be done.
 

@@ -32,6 +32,9 @@ BUFFER_BYTES = 1 << 20
 BUFFERS = (socket.SO_SNDBUF, socket.SO_RCVBUF)
 """Messages wait in the sender's buffer on Linux, in the receiver's on the BSDs."""
 
+LISTENER_SECONDS_MAX = 5.0
+"""For the parent to make room for a listener."""
+
 FDS_SPACE = socket.CMSG_LEN(array.array("i").itemsize)
 """Room for the one descriptor a message may carry; what else is sent along, the kernel closes (unix(7))."""
 
@@ -114,6 +117,16 @@ class Channel:
             return True
         self.wait_for_room(timeout)
         return self.send(kind, body)
+
+    def send_listener(self, fd: int) -> bool:
+        """Hand the listener of a filter to the parent, and wait for room if need be: much may have been logged before.
+
+        False when the parent cannot be had to take it: it does nothing that takes LISTENER_SECONDS_MAX.
+        """
+        if self.send_fd(Kind.LISTENER, b"", fd):
+            return True
+        self.wait_for_room(LISTENER_SECONDS_MAX)
+        return self.send_fd(Kind.LISTENER, b"", fd)
 
     def wait_for_room(self, timeout: float) -> None:
         """Wait up to `timeout` seconds until the buffer has room, or the peer is gone."""

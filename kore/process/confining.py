@@ -316,11 +316,12 @@ def _databases() -> tuple[list[int], tuple[str, ...], bool]:
                 sockets.append(f"{host.host}/.s.PGSQL.{host.port}")
                 continue
             ports.append(host.port)
-            names = names or not _is_address(host.host)
+            names = names or not is_address(host.host)
     return ports, tuple(dict.fromkeys(sockets)), names
 
 
-def _is_address(host: str) -> bool:
+def is_address(host: str) -> bool:
+    """Whether `host` is an address and no name to look up."""
     import ipaddress  # only who declares a database pays for it
 
     try:

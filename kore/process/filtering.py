@@ -8,7 +8,6 @@ from collections.abc import Callable
 from kore import reactor
 from kore.application.loading import Hooks
 from kore.application.plan import Plan
-from kore.process.channel import Channel, Kind
 from kore.process.orders import WorkerPlace
 from kore.sandbox import seccomp
 from kore.sandbox.confinement import Confinement
@@ -16,9 +15,6 @@ from kore.sandbox.policy import Features
 from kore.sandbox.seccomp import Seccomp
 
 HOOK_LABEL = "koreapp.seccomp"
-
-LISTENER_SECONDS_MAX = 5.0
-"""For the parent to make room for the listener: it does nothing that takes longer."""
 
 
 def features_of(confinement: Confinement, plan: Plan, engine: str) -> Features:
@@ -31,14 +27,6 @@ def features_of(confinement: Confinement, plan: Plan, engine: str) -> Features:
         resolver=confinement.names,
         paths=confinement.paths,
     )
-
-
-def to_parent(channel: Channel, fd: int) -> bool:
-    """Hand the listener to the parent, who answers for deadly calls; False when it cannot be had to take it."""
-    if channel.send_fd(Kind.LISTENER, b"", fd):
-        return True
-    channel.wait_for_room(LISTENER_SECONDS_MAX)  # the hook may have logged more than the channel holds
-    return channel.send_fd(Kind.LISTENER, b"", fd)
 
 
 def write_stacks(place: WorkerPlace, number: int) -> None:

@@ -6,7 +6,6 @@ makes no sense is one line and no server.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import sysconfig
 from collections.abc import Iterator
@@ -76,7 +75,7 @@ def orders_of(plan: Plan, deployment: Deployment, workers: Confinement) -> AcmeO
     if settings.acme_ca_bundle is not None:
         bundle = confining.inside("acme_ca_bundle", settings.acme_ca_bundle, given)[1]
     parts = urlsplit(settings.acme_provider)
-    named = not _is_address(parts.hostname or "")
+    named = not confining.is_address(parts.hostname or "")
     mine = Confinement(
         process="acme",
         on=workers.on,
@@ -108,11 +107,3 @@ def notices(orders: AcmeOrders) -> Iterator[str]:
             f"the root {given.root} of the ACME process has no etc/resolv.conf, so {orders.provider} may not be found: "
             "copy it there, or kore.privsep('acme', skip=['chroot'])"
         )
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

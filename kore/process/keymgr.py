@@ -60,8 +60,6 @@ TELL_SECONDS: Final = 60.0
 STACK_BYTES: Final = 512 * 1024
 """Of a thread: all of it is locked in memory."""
 
-LISTENER_SECONDS_MAX: Final = 5.0
-
 
 @dataclass(frozen=True, slots=True)
 class KeyOrders:
@@ -257,14 +255,7 @@ class KeyManager:
             return
         write = tuple(path for path in mine.write if os.path.exists(path))
         landlock.restrict_self(landlock.Rules(read=folders_of(self.orders.files), write=write))
-        seccomp.confine(None, Features(role=NAME, write=bool(mine.write)), False, self._send_listener)
-
-    def _send_listener(self, fd: int) -> bool:
-        channel = self.place.channel
-        if channel.send_fd(Kind.LISTENER, b"", fd):
-            return True
-        channel.wait_for_room(LISTENER_SECONDS_MAX)
-        return channel.send_fd(Kind.LISTENER, b"", fd)
+        seccomp.confine(None, Features(role=NAME, write=bool(mine.write)), False, self.place.channel.send_listener)
 
     # The loop of the first thread.
 

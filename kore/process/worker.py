@@ -211,8 +211,7 @@ def _close_filter(orders: WorkerOrders, place: WorkerPlace) -> None:
     if orders.stack_signal is not None:
         filtering.write_stacks(place, orders.stack_signal)
     features = filtering.features_of(mine, orders.plan, orders.engine)
-    send_listener = partial(filtering.to_parent, place.channel)
-    filtering.put_on(orders.plan.hooks, features, send_listener, tracing=mine.tracing)
+    filtering.put_on(orders.plan.hooks, features, place.channel.send_listener, tracing=mine.tracing)
 
 
 def _promise(plan: Plan) -> None:
