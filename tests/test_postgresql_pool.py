@@ -9,6 +9,7 @@ import random
 import signal
 import socket
 import time
+from operator import length_hint
 
 import pytest
 from reactor_harness import run
@@ -452,6 +453,24 @@ def test_a_request_to_cancel_that_overtakes_its_query_is_repeated(loop, own_post
     clean(loop)
     assert not server.active()
     assert ask(loop, "SELECT pg_backend_pid() AS pid") == [{"pid": str(backend)}]
+
+
+def test_a_server_that_is_full_for_a_moment_is_asked_again(loop, own_postgresql):
+    server = own_postgresql.start("max_connections=5", "superuser_reserved_connections=2")
+    server.psql("CREATE ROLE common LOGIN")
+    common = server.tcp.replace("user=kore", "user=common")
+    declare(common, name="other", conn_max=3)
+    run(loop, results(*(kore.dbquery("other", "SELECT pg_sleep(0.05)") for _ in range(3))))
+    assert len(databases["other"].pool.sessions) == 3
+    declare(common, conn_max=5)
+
+    async def wait() -> list:
+        answers = asyncio.gather(*(kore.dbquery("db", "SELECT 1 AS a") for _ in range(8)))
+        await until(lambda: the_pool() is not None and 0 < length_hint(the_pool()._pauses) < 6, "refused three times")
+        await databases["other"].pool.close()
+        return await answers
+
+    assert run(loop, wait()) == [[{"a": "1"}]] * 8
 
 
 def test_a_server_without_room_for_any_connection_is_an_error(loop, own_postgresql):

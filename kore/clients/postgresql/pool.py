@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -28,6 +28,12 @@ TIDY_SECONDS_MAX = 10.0
 CANCEL_AGAIN_SECONDS = 0.25
 """When a request to cancel is repeated: it travels on a connection of its own, and one that overtakes its query on a
 busy server finds nothing to cancel, and the query would run on."""
+
+TOO_MANY_CONNECTIONS = "53300"  # the SQLSTATE of a server that is full, PostgreSQL's manual, appendix A
+
+FULL_PAUSES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
+"""Before each further attempt to reach a server that is full, in seconds. A connection that it refuses has a place
+there for a moment, and so a burst may be refused whole, each for the sake of the others."""
 
 CLOSE_SECONDS_MAX = 0.8
 """How long the end of the loop may wait for running queries to be cancelled; a worker has a second in all."""
@@ -49,8 +55,6 @@ class Lease:
         self.session = session
         self.future.set_result(session)
 
-TOO_MANY_CONNECTIONS = "53300"  # the SQLSTATE of a server that is full, appendix A
-
 
 class Pool:
     """Connections to the database `name`; on one loop, whose end ends it. Fails with DatabaseError."""
@@ -65,7 +69,7 @@ class Pool:
         self._attempts: list[int] = []
         """To open a connection: of each, the last query that waited when it began."""
         self._disappointed = 0  # the last query whose own attempt has failed
-        self._alone = False  # one attempt is made without others beside it
+        self._pauses: Iterator[float] | None = None  # of a server that is full: attempts are made one after the other
         self.closed = False
         self._info = info
         self._conn_max = conn_max  # 0: no limit
@@ -163,26 +167,32 @@ class Pool:
 
     def _grow(self) -> None:
         """Open another connection if somebody waits that no attempt is being made for."""
-        if self._alone:
+        if self._pauses is not None:
             return
         while len(self.waiting) > len(self._attempts) and (
             not self._conn_max or len(self.sessions) + len(self._attempts) < self._conn_max
         ):
-            self._attempts.append(self._number)
-            self._spawn(self._connect(self._number))
+            self._attempt()
 
-    async def _connect(self, newest: int) -> None:
+    def _attempt(self, pause: float = 0.0) -> None:
+        self._attempts.append(self._number)
+        self._spawn(self._connect(self._number, pause))
+
+    async def _connect(self, newest: int, pause: float) -> None:
         try:
+            if pause:
+                await asyncio.sleep(pause)
             connection = await connect(self._info)
         except DatabaseError as error:
+            self._attempts.remove(newest)
             self._not_connected(error, newest)
             return
         except BaseException:
             self._attempts.remove(newest)
-            self._alone = False
+            self._pauses = None
             raise
         self._attempts.remove(newest)
-        self._alone = False
+        self._pauses = None
         session = Session(connection, self)
         self.sessions.add(session)
         self.released(session)
@@ -191,19 +201,23 @@ class Pool:
         """An attempt failed that began when `newest` was the last to wait.
 
         Without a connection it was the chance of who waited then, but for other attempts as old: on a server that is
-        nearly full some of a burst succeed. Younger ones do not count, or there might always be one. But a server may
-        refuse all of a burst, each for the sake of the others; then one attempt alone is everybody's.
+        nearly full some of a burst succeed. Younger ones do not count, or there might always be one. A server that is
+        full is asked again, by one attempt at a time, before anybody is told.
         """
-        self._attempts.remove(newest)
         self._disappointed = max(self._disappointed, newest)
-        if self.sessions or any(began <= self._disappointed for began in self._attempts):
+        if self.sessions:
             return
-        if error.sqlstate == TOO_MANY_CONNECTIONS and not (self._alone or self._attempts or self.closed):
-            self._alone = True
-            self._attempts.append(self._number)
-            self._spawn(self._connect(self._number))
+        full = error.sqlstate == TOO_MANY_CONNECTIONS
+        if full and self._pauses is None:
+            self._pauses = iter(FULL_PAUSES)
+        if self._attempts if self._pauses is not None else any(began <= self._disappointed for began in self._attempts):
             return
-        self._alone = False
+        if full and self._pauses is not None and not self.closed:
+            pause = next(self._pauses, None)
+            if pause is not None:
+                self._attempt(pause)
+                return
+        self._pauses = None
         self._fail(error, self._disappointed)
         self._grow()
 
