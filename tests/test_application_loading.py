@@ -61,6 +61,17 @@ def test_a_file_is_imported_and_configured_with_its_arguments(tmp_path, app):
     assert app.loaded is found
 
 
+def test_nothing_compiled_is_kept_or_taken_for_the_file(tmp_path, app, monkeypatch):
+    """Also where Python keeps what it compiles, and the file changes within a second without changing its length."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    for number in "123":
+        path = write(tmp_path, "changing.py", f"number = {number}\nimport beside\n")
+        os.utime(path, (1, 1))
+        write(tmp_path, "beside.py", "")
+        assert load(path, application=app).module.number == int(number)
+    assert {entry.name.partition(".")[0] for entry in (tmp_path / "__pycache__").iterdir()} == {"beside"}
+
+
 def test_a_file_is_found_from_another_directory_and_finds_its_neighbours(tmp_path, app, monkeypatch):
     write(tmp_path, "sub/neighbour_1.py", "VALUE = 7\n")
     write(tmp_path, "sub/my_app_2.py", "import neighbour_1\nimport os\nWHERE = os.getcwd()\n")

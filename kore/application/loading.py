@@ -14,8 +14,8 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.machinery import ModuleSpec
-from types import ModuleType, TracebackType
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from types import CodeType, ModuleType, TracebackType
 from typing import Any
 
 from kore.application.declared import Application
@@ -120,13 +120,24 @@ def _spec(path: str) -> ModuleSpec:
         raise StartError(f"{path}: neither a file nor a directory; give a .py file or a package")
     elif extension.lower() != ".py" or not name:
         raise StartError(f"{path}: not a Python file; the name must end in .py")
-    loader = importlib.machinery.SourceFileLoader(_module_name(name), file)
+    loader = _Script(_module_name(name), file)
     spec = importlib.util.spec_from_file_location(
         loader.name, file, loader=loader, submodule_search_locations=folders
     )
     if spec is None:
         raise StartError(f"{path}: cannot be imported")
     return spec
+
+
+class _Script(SourceFileLoader):
+    """Compiles the file at each start, as Python does with the one it is started with.
+
+    A server started as root leaves no ``__pycache__`` in the developer's directory, and a change of the same length
+    within a second is not overlooked, as by a cache that goes by time and length (PEP 552).
+    """
+
+    def get_code(self, fullname: str) -> CodeType:  # noqa: ARG002 (the import system's signature)
+        return self.source_to_code(self.get_data(self.path), self.path)
 
 
 def _module_name(name: str) -> str:
