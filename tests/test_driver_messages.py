@@ -115,6 +115,27 @@ def test_accept_once_forgotten_in_the_turn_it_wins(driver, listener) -> None:
         assert fds() <= before
 
 
+@pytest.mark.parametrize("way", ["accept", "accept_once"])
+def test_who_is_always_too_late_goes_on_accepting(driver, listener, way) -> None:
+    """Others take what wakes it: io_uring gives up after 128 times, with EAGAIN, of which nobody is to hear."""
+    results = Results()
+    getattr(driver, way)(listener.fileno() if way == "accept" else listener, results)
+    turns(driver)
+    for _ in range(600):
+        with socket.create_connection(listener.getsockname(), timeout=SECONDS_MAX):
+            with contextlib.suppress(BlockingIOError):
+                listener.accept()[0].close()
+            driver.wait(0)
+    assert not [result for result in results if result < 0]
+    for fd in results:
+        os.close(fd)
+    results.clear()
+    if way == "accept":
+        with socket.create_connection(listener.getsockname(), timeout=SECONDS_MAX):
+            run(driver, lambda: results)
+            os.close(results[0])
+
+
 def test_accept_once_on_what_does_not_listen(driver, pair) -> None:
     """The kernel's error comes as a result, also from a socket that is never readable."""
     results = Results()

@@ -214,6 +214,11 @@ class CallOperation(UringOperation):
         super().cancel()
 
 
+NOT_ACCEPTED = frozenset({-errno.ECONNABORTED, -errno.EAGAIN, -errno.EINTR})
+"""No errors of the listener: the client went away before, or others took what woke this accept, 128 times in a row
+(APOLL_MAX_RETRY, io_uring/poll.c), after which the kernel does not wait any more."""
+
+
 class AcceptOnceOperation(UringOperation):
     """One connection. What comes although nobody wants it any more is closed."""
 
@@ -231,8 +236,8 @@ class AcceptOnceOperation(UringOperation):
             IORING_OP_ACCEPT, 0, 0, self.fd, 0, 0, 0, os.O_CLOEXEC | os.O_NONBLOCK, self.key)  # SOCK_* are O_* on Linux
 
     def complete(self, res: int, flags: int) -> None:
-        if res in (-errno.ECONNABORTED, -errno.EINTR) and not self.over:
-            self.submit()  # that client went away before it was accepted
+        if res in NOT_ACCEPTED and not self.over:
+            self.submit()
         else:
             super().complete(res, flags)
 
@@ -272,13 +277,12 @@ class AcceptOperation(UringOperation):
     def complete(self, res: int, flags: int) -> None:
         if not flags & IORING_CQE_F_MORE:
             self.in_flight -= 1
-        if res >= 0 or res in (-errno.ECONNABORTED, -errno.EINTR):
-            if res < 0:
-                pass  # that client went away before it was accepted
-            elif self.callback is not None:
-                self.callback(res)
-            else:
-                self.discard(res)
+        if res >= 0 or res in NOT_ACCEPTED:
+            if res >= 0:
+                if self.callback is not None:
+                    self.callback(res)
+                else:
+                    self.discard(res)
             if not self.over and self.key in self.driver.live:
                 self.submit()
         elif not self.over:
