@@ -178,6 +178,15 @@ def test_a_large_response_to_a_half_closed_client(server, connect):
         client.ended()
 
 
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_a_large_response_to_a_client_that_wants_no_other(server, connect, version):
+    """It is closed there and then, but not before the client has taken everything."""
+    with connect() as client:
+        client.send(request("/big", "Connection: close", version=version))
+        assert client.read().body == bytes(3_000_000)
+        client.ended()
+
+
 def test_the_second_of_two_requests_is_closed_as_well(server, connect):
     """The client left while the first was handled; nothing tells when the second one's handler begins to wait."""
     client = connect()

@@ -1,4 +1,4 @@
-"""Requests that begin with the same lines as the one before are parsed only from there on: nobody may notice."""
+"""Requests like one before are parsed in part only, from where they differ or not at all: nobody may notice."""
 
 from __future__ import annotations
 
@@ -59,6 +59,26 @@ def test_what_follows_known_lines_means_what_it_means_alone(server, ending):
     with server.client() as warm:
         for number in range(3):
             assert f"'x-warm', '{number}'" in warm.ask(known + b"X-Warm: %d\r\n\r\n" % number).body.decode()
+        warm.send(known + ending).half_close()
+        found = warm.rest()
+    assert dateless(found) == dateless(expected)
+    server.unharmed()
+
+
+@pytest.mark.parametrize("ending", ENDINGS, ids=lambda ending: repr(ending[:40]))
+@pytest.mark.parametrize("framing", ["Connection: close", "Content-Length: 0", "Connection: upgrade\r\nUpgrade: other"])
+def test_a_head_that_is_known_by_its_framing_means_what_it_means_alone(server, framing, ending):
+    """The first request of a connection, as those of clients that make one for each."""
+    known = request("/echo", framing, "Accept: */*")[:-2]
+    with server.client() as cold:
+        cold.send(known.replace(b"/echo", b"/echo?%d%d" % (id(framing), id(ending))) + ending).half_close()
+        expected = cold.rest()
+    for number in range(3):
+        with server.client() as warm:
+            assert f"'x-warm', '{number}'" in warm.ask(known + b"X-Warm: %d\r\n\r\n" % number).body.decode()
+            if framing == "Connection: close":
+                warm.ended()
+    with server.client() as warm:
         warm.send(known + ending).half_close()
         found = warm.rest()
     assert dateless(found) == dateless(expected)

@@ -80,8 +80,8 @@ def _send(connection: HttpConnection, request: Request, status: int, payload: by
     heads = connection.service.responses
     fields = request._response_headers
     bodyless = has_no_body(status)
-    if not fields and prepared.head.minor and not bodyless and not connection.close_after:
-        head = heads.plain_head(status, len(payload))
+    if not fields and prepared.head.minor and not bodyless:
+        head = heads.plain_head(status, len(payload), not connection.close_after)
     else:
         length = None if bodyless else len(payload)
         head = heads.build(status, prepared.head.minor, not connection.close_after, fields or (), length)

@@ -357,11 +357,15 @@ class HttpConnection(Input):
         return self.client
 
     def finish(self) -> None:
-        """Close once the output has left; read on for a moment first, so that it is not destroyed by an RST."""
+        """Close once the output has left; read on for a moment first, so that it is not destroyed by an RST.
+
+        Not when the client has said that it sends no more.
+        """
         self.ready = False
         self.lingering = True
-        self.parser = None
-        if self.half_closed:
+        parser, self.parser = self.parser, None
+        last = self.prepared is not None and self.prepared.last and (parser is None or not parser.buffered)
+        if last or self.half_closed:
             self.stream.close()
             return
         self.stream.finish()

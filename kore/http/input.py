@@ -148,12 +148,17 @@ class Input:
             else:
                 match = ORDINARY.match(data, position)
                 head = known.get(match[1]) if match is not None else None
-                if match is None or head is None or match.end() - position > size_max:
+                if match is not None and head is not None and match.end() - position <= size_max:
+                    self.block = block = data[position : match.end()]
+                elif position == 0 and (head := heads.whole(data)) is not None:
+                    self.block = block = data
+                else:
                     break
-                self.block = block = data[position : match.end()]
                 length = len(block)
                 position += length
                 self.prepared = self.service.prepared(head)
+                if self.prepared.last:
+                    self.close_after = True
             burst += 1
             self.handle(Request(self, self.prepared, block))  # type: ignore[arg-type]
         if position < end and not self.gone and not self.lingering:
@@ -252,6 +257,8 @@ class Input:
         self.receiving = True
         self.block = b""  # what the parser took may have been anything; the next head is parsed
         if not head.body_length:
+            if prepared.last:
+                self.close_after = True
             return
         if prepared.watched:
             self.begun(request)

@@ -84,6 +84,7 @@ class Heads:
         # By status and length, the common ones: HTTP/1.1, kept alive, no fields of the application.
         self.plain: dict[tuple[int, int], bytes] = {}
         self.large: dict[tuple[int, int], bytes] = {}  # those of bodies that are not joined to them
+        self.closing: dict[tuple[int, int], bytes] = {}  # the common ones when the connection ends with it
         self.others: dict[Any, bytes] = {}  # by what an application of ASGI says, and the length
         self.keeping = True
         self.date = ""
@@ -96,9 +97,11 @@ class Heads:
         if second != self._second:
             self._second = second
             self.date = imf_fixdate(second)
-            self.plain.clear()
-            self.large.clear()
-            self.others.clear()
+            self._forget()
+
+    def _forget(self) -> None:
+        for kept in (self.plain, self.large, self.closing, self.others):
+            kept.clear()
 
     def keep(self, key: Any, head: bytes) -> None:
         """Keep a head among `others` for the rest of the second."""
@@ -108,9 +111,7 @@ class Heads:
     def stop_keeping(self) -> None:
         """From now on every head is made anew: connections are being closed, which none of the kept ones says."""
         self.keeping = False
-        self.plain.clear()
-        self.large.clear()
-        self.others.clear()
+        self._forget()
 
     def build(
         self, status: int, minor: int, keep_alive: bool, fields: Iterable[tuple[str, str]], length: int | str | None
@@ -139,12 +140,15 @@ class Heads:
             lines.append(f"content-length: {length}")
         return ("\r\n".join(lines) + "\r\n\r\n").encode("utf-8", "surrogateescape")
 
-    def plain_head(self, status: int, length: int) -> bytes:
+    def plain_head(self, status: int, length: int, keep_alive: bool = True) -> bytes:
         """The common head for this status and length, kept for the rest of the second."""
-        kept = self.plain if length <= JOIN_BYTES_MAX else self.large
+        joined = length <= JOIN_BYTES_MAX
+        if not (joined or keep_alive):
+            return self.build(status, 1, False, (), length)
+        kept = self.closing if not keep_alive else self.plain if joined else self.large
         head = kept.get((status, length))
         if head is None:
-            head = self.build(status, 1, True, (), length)
+            head = self.build(status, 1, keep_alive, (), length)
             if self.keeping and len(kept) < HEADS_MAX:
                 kept[status, length] = head
         return head

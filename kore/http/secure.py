@@ -29,6 +29,9 @@ UNPARKED_MAX: Final = 16
 TELL_TICKS: Final = 20
 """How often it is told that clients of a domain cannot be served: ten seconds."""
 
+ASKED_MAX: Final = 256
+"""Names asked for that are remembered: a server has few, and clients may make some up."""
+
 CLEAR_TEXT_PAGE: Final = b"This port speaks HTTPS: use https:// in place of http://.\n"
 
 
@@ -50,6 +53,7 @@ class SecureService(Service):
         self.indices = dict(zip(router.domains, indices, strict=True))
         self.default = indices[0]
         self.demanding = frozenset(index for index in indices if contexts.demands(index))
+        self._asked: dict[tuple[int, str | None], Asked] = {}
         self._tell_at: dict[int, int] = {}
         self._unparking = False
         contexts.on_ready.append(self._ready)
@@ -87,7 +91,12 @@ class SecureService(Service):
     def established(self, stream: TlsStream, name: str | None) -> None:
         """From now on it is HTTP."""
         server = self.server
-        connection = HttpConnection(Asked(self, stream.domain, name), stream.fd, stream)
+        asked = self._asked.get((stream.domain, name))
+        if asked is None:
+            if len(self._asked) >= ASKED_MAX:
+                self._asked.clear()
+            asked = self._asked[stream.domain, name] = Asked(self, stream.domain, name)
+        connection = HttpConnection(asked, stream.fd, stream)
         server.connections.add(connection)
         if server.draining:
             connection.drain()
@@ -128,7 +137,7 @@ class SecureService(Service):
 
 
 class Asked:
-    """The service as one connection sees it, which asked for a name, or for none."""
+    """The service as connections see it that asked for the same name, or for none."""
 
     __slots__ = (
         "domain", "heads", "name", "protocol", "recognise", "responses", "router", "server", "service", "wanted",

@@ -56,8 +56,8 @@ class Prepared:
     """What a head leads to: made once for all requests that share the head."""
 
     __slots__ = (
-        "captures", "drains", "gate", "handler", "head", "heads", "is_head", "keep_alive", "log", "on_body_chunk",
-        "on_free", "receiver", "route", "scope", "start", "watched",
+        "captures", "drains", "gate", "handler", "head", "heads", "is_head", "keep_alive", "last", "log",
+        "on_body_chunk", "on_free", "receiver", "route", "scope", "start", "watched",
     )  # fmt: skip
 
     def __init__(self, head: Head, route: Route | None, handler: Callable[..., Any], captures: tuple[Any, ...]) -> None:
@@ -66,6 +66,7 @@ class Prepared:
         self.handler = handler
         self.captures = captures
         self.keep_alive = head.keep_alive
+        self.last = not (head.keep_alive or head.body_length)  # the client sends nothing after it (RFC 9112 9.6)
         self.is_head = head.method_name == "HEAD"
         self.heads: dict[tuple[int, int], bytes] = {}  # response heads that may be used as they are
         self.log: AccessLog | None = None
@@ -142,8 +143,11 @@ class Service:
             prepared.keep_alive = False
         # The short way of a response asks nobody: not for those that somebody has to hear of, or that may come early.
         plain = prepared.log is None and prepared.gate is None and prepared.on_body_chunk is None
-        if plain and prepared.keep_alive and head.minor and not prepared.is_head:
-            prepared.heads = self.responses.plain
+        if plain and head.minor and not prepared.is_head:
+            if prepared.keep_alive:
+                prepared.heads = self.responses.plain
+            elif prepared.last:
+                prepared.heads = self.responses.closing
         return prepared
 
     def log_of(self, head: Head | None) -> AccessLog | None:
@@ -306,7 +310,10 @@ class HttpServer:
     def closed(self, connection: HttpConnection) -> None:
         """A connection is over."""
         self.connections.discard(connection)
-        self._unschedule(connection)
+        # So that it is not kept until its time comes: with short connections they would be thousands.
+        bucket = self.wheel.get(connection.bucket)
+        if bucket is not None:
+            bucket.discard(connection)
         if self.paused and not self.stopped and len(self.connections) < self.settings.worker_max_connections:
             self.paused = False
             for service in self.services:
@@ -318,20 +325,16 @@ class HttpServer:
 
     def schedule(self, connection: HttpConnection, tick: int) -> None:
         """Look at `connection` when the clock comes to `tick`."""
-        self._unschedule(connection)
-        tick = max(tick, self.now + 1)
+        if connection.bucket in self.wheel:
+            self.wheel[connection.bucket].discard(connection)
+        if tick <= self.now:
+            tick = self.now + 1
         connection.bucket = tick
         bucket = self.wheel.get(tick)
         if bucket is None:
             self.wheel[tick] = {connection}
         else:
             bucket.add(connection)
-
-    def _unschedule(self, connection: HttpConnection) -> None:
-        # So that what is over is not kept until its time comes: with short connections they would be thousands.
-        bucket = self.wheel.get(connection.bucket)
-        if bucket is not None:
-            bucket.discard(connection)
 
     def _tick(self) -> None:
         self._timer = self.loop.call_later(TICK_S, self._tick)

@@ -48,28 +48,27 @@ class Wire:
 class TlsStream:
     """See kore.driver.Stream, whose contract this keeps, but that it is not known to an engine.
 
-    Made when the handshake is done: `tls` is the SSLObject over the BIOs of `wire`, `inner` the engine's stream, which
-    it takes over, `domain` the index of that which answers. `later(function)` calls in the next turn of the loop.
+    Made when the handshake is done: `tls` is what is behind an SSLObject (0.1 us less for each call), over the BIOs of
+    `wire`; `inner` the engine's stream, which it takes over; `domain` the index of that which answers.
+    `later(function)` calls in the next turn of the loop.
     """
 
     __slots__ = (
-        "_answers", "_due", "_held", "_outgoing", "_read", "_rest", "_rest_at", "_shutdown", "_told", "_write",
+        "_answers", "_due", "_held", "_outgoing", "_read", "_rest", "_rest_at", "_told", "_write",
         "_writes", "clean", "closing", "domain", "ended", "finishing", "inner", "inside", "later", "out", "owner",
         "reading", "received", "shut", "stuck", "tls", "wire",
     )  # fmt: skip
 
     def __init__(
-        self, inner: Stream, tls: ssl.SSLObject, wire: Wire, later: Callable[[Callable[[], None]], object], domain: int
+        self, inner: Stream, tls: Any, wire: Wire, later: Callable[[Callable[[], None]], object], domain: int
     ) -> None:
         self.inner = inner
         self.tls = tls
         self.domain = domain
         self.wire = wire
         self.later = later
-        sslobj: Any = getattr(tls, "_sslobj")  # noqa: B009 - the object behind: 0.1 us less for each call
-        self._read = sslobj.read
-        self._write = sslobj.write
-        self._shutdown = sslobj.shutdown
+        self._read = tls.read
+        self._write = tls.write
         self._outgoing = wire.outgoing
         self._writes = inner.write
         self.owner: StreamOwner | None = None
@@ -118,7 +117,8 @@ class TlsStream:
 
     def certificate(self) -> bytes | None:
         """The client's certificate in DER, None when it has shown none."""
-        return self.tls.getpeercert(binary_form=True)
+        found: bytes | None = self.tls.getpeercert(True)
+        return found
 
     def certificate_names(self) -> dict[str, dict[str, str]] | None:
         """The names in the client's certificate: "subject" and "issuer", each by OpenSSL's short names.
@@ -395,7 +395,7 @@ class TlsStream:
         incoming = self.wire.incoming
         others = incoming.read() if incoming.pending else b""
         try:
-            self._shutdown()
+            self.tls.shutdown()
         except ssl.SSLError:
             pass  # the answer has not come: nobody waits for it
         if others:
