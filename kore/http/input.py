@@ -125,6 +125,11 @@ class Input:
                         self.prepared = prepared = head.resolution
                         prepared.learn_start(data)
                         self.handle(Request(self, prepared, data))  # type: ignore[arg-type]
+                    elif prepared is None and (head := self.service.heads.recognise_last(data)) is not None:
+                        # The only request of its connection, as many clients make them.
+                        self.close_after = True
+                        self.prepared = prepared = self.service.prepared(head)
+                        self.handle(Request(self, prepared, data))  # type: ignore[arg-type]
                     else:
                         self._requests(data)
                     return
@@ -148,17 +153,12 @@ class Input:
             else:
                 match = ORDINARY.match(data, position)
                 head = known.get(match[1]) if match is not None else None
-                if match is not None and head is not None and match.end() - position <= size_max:
-                    self.block = block = data[position : match.end()]
-                elif position == 0 and (head := heads.whole(data)) is not None:
-                    self.block = block = data
-                else:
+                if match is None or head is None or match.end() - position > size_max:
                     break
+                self.block = block = data[position : match.end()]
                 length = len(block)
                 position += length
                 self.prepared = self.service.prepared(head)
-                if self.prepared.last:
-                    self.close_after = True
             burst += 1
             self.handle(Request(self, self.prepared, block))  # type: ignore[arg-type]
         if position < end and not self.gone and not self.lingering:

@@ -30,6 +30,9 @@ DRAIN_S: Final = 1.0
 KEPT_BYTES_MAX: Final = 32768
 """Input kept to begin anew with: what comes before our first flight."""
 
+CHALLENGE_OFFER: Final = (CHALLENGE_ALPN.encode(),)
+HTTP: Final = ALPN.encode()
+
 NEVER: Final = 1 << 62
 
 
@@ -146,12 +149,12 @@ class Handshake:
         """Choose who answers, and shake hands from the first byte that came."""
         contexts, hello = self.host.contexts, self._hello
         self.domain = self.host.domain_of(hello.name)
-        if hello.alpn == (CHALLENGE_ALPN.encode(),):
+        if hello.alpn == CHALLENGE_OFFER:
             context = contexts.challenge_of(self.domain)
             if context is None:
                 self._refuse(alert(NO_APPLICATION_PROTOCOL))
                 return
-        elif hello.alpn and ALPN.encode() not in hello.alpn:
+        elif hello.alpn and HTTP not in hello.alpn:
             self._refuse(alert(NO_APPLICATION_PROTOCOL))  # RFC 7301 3.2
             return
         else:

@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import re
 import struct
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 HELLO_BYTES_MAX: Final = 32768
 """Bytes read of a connection before its ClientHello is whole: browsers send about 2 KiB with post-quantum keys."""
 
 RECORD_BYTES_MAX: Final = 16384  # RFC 8446 5.1
+KNOWN_MAX: Final = 256
+"""Server names and lists of protocols that are remembered: clients ask for the same few. What is none never is."""
+
 HANDSHAKE: Final = 22
 CLIENT_HELLO: Final = 1
 TICKET_NAME_BYTES: Final = 16  # how OpenSSL begins its tickets: with the name of their key
@@ -60,7 +64,7 @@ class HelloReader:
     def __init__(self) -> None:
         self.raw: bytes | bytearray = b""
         self._at = 0  # where the record begins that has not been read
-        self._message = bytearray()  # the handshake message, as far as it has come
+        self._message: bytearray  # the handshake message, as far as it has come
 
     @property
     def clear_text(self) -> bool:
@@ -79,6 +83,7 @@ class HelloReader:
                     self.raw = data
                     return _parsed(data, 9)
             raw = self.raw = bytearray()
+            self._message = bytearray()
         assert type(raw) is bytearray
         raw += data
         while len(raw) - self._at >= 5:
@@ -153,6 +158,7 @@ def _parsed(body: bytes, at: int) -> Hello:
     return Hello(name, alpn, ticket) if at == end else MALFORMED
 
 
+@lru_cache(maxsize=KNOWN_MAX)
 def _server_name(data: bytes) -> str:
     """Of a list of names, whose only entry is that of a host."""
     length, kind, size = struct.unpack_from(">HBH", data)
@@ -162,6 +168,7 @@ def _server_name(data: bytes) -> str:
     return name.decode("ascii").lower().removesuffix(".")
 
 
+@lru_cache(maxsize=KNOWN_MAX)
 def _protocols(data: bytes) -> tuple[bytes, ...]:
     at, end = 2, len(data)
     if end <= at or (data[0] << 8 | data[1]) != end - at:
