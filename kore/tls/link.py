@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import select
 import socket
+import struct
 import time
 from collections import deque
 from collections.abc import Callable
+from socket import MSG_DONTWAIT
 from typing import Final, Protocol
 
 from kore.tls.messages import (
@@ -34,6 +35,7 @@ SIGN_SECONDS_MAX: Final = 0.25
 MESSAGES_PER_TURN: Final = 64
 """Messages read before the clients get their turn."""
 
+TIMEVAL: Final = struct.Struct("@ll")  # socket(7): what SO_RCVTIMEO takes
 
 KEPT_MAX: Final = 4096
 """Things told that wait for the next turn: a few for each domain."""
@@ -93,7 +95,8 @@ class KeyLink:
     def connect(self, sock: socket.socket) -> None:
         """A key manager is there. It is asked when it has said all: another than before may have other keys."""
         self.disconnect()
-        sock.setblocking(False)
+        sock.setblocking(True)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, TIMEVAL.pack(0, int(SIGN_SECONDS_MAX * 1e6)))
         self._socket = sock
 
     def disconnect(self) -> None:
@@ -115,23 +118,22 @@ class KeyLink:
         if sock is None or not self.available:
             raise KeysUnavailable("the key manager is not there")
         number = next(self._ids) % 0xFFFFFFFF + 1
-        deadline = time.monotonic() + SIGN_SECONDS_MAX
-        poller = select.poll()
-        poller.register(sock, select.POLLIN)
+        deadline = 0.0
         try:
-            sock.send(Ask(number, domain, kind, padding, key, block).message())
-            while (left := deadline - time.monotonic()) > 0:
-                if not poller.poll(left * 1000):
-                    continue
-                answer = self._read(sock, number)
-                if answer is not None:
-                    return answer
+            sock.send(Ask(number, domain, kind, padding, key, block).message(), MSG_DONTWAIT)
+            # The wait for a message is bounded by SO_RCVTIMEO; this one, for that of them which is the answer, as well.
+            while (answer := self._read(sock, number, 0)) is None:
+                deadline = deadline or time.monotonic() + SIGN_SECONDS_MAX
+                if time.monotonic() >= deadline:
+                    raise BlockingIOError
+            return answer
+        except BlockingIOError:
+            self.available = False
+            raise KeysUnavailable(f"the key manager did not answer within {SIGN_SECONDS_MAX} s") from None
         except (OSError, EOFError, MalformedError) as error:
             # Its end is read by receive() as well, which disconnects; not here, in the middle of a handshake.
             self.available = False
             raise KeysUnavailable(f"the key manager is gone: {error}") from None
-        self.available = False
-        raise KeysUnavailable(f"the key manager did not answer within {SIGN_SECONDS_MAX} s")
 
     def receive(self) -> bool:
         """Take what has come; False when there is no key manager any more. Called when `fileno` is readable."""
@@ -139,7 +141,7 @@ class KeyLink:
             return False
         try:
             for _ in range(MESSAGES_PER_TURN):
-                self._read(self._socket, 0)
+                self._read(self._socket, 0, MSG_DONTWAIT)
         except BlockingIOError:
             pass
         except (OSError, EOFError, MalformedError):
@@ -156,12 +158,12 @@ class KeyLink:
         self._kept.clear()
         self.disconnect()
 
-    def _read(self, sock: socket.socket, number: int) -> bytes | None:
+    def _read(self, sock: socket.socket, number: int, flags: int) -> bytes | None:
         """Take one message; the signature if it answers `number`.
 
         Raises BlockingIOError, OSError, EOFError, MalformedError, KeyRefusedError.
         """
-        message = sock.recv(MESSAGE_BYTES_MAX)
+        message = sock.recv(MESSAGE_BYTES_MAX, flags)
         if not message:
             raise EOFError("end of the channel")
         answer = read_answer(message)
@@ -211,6 +213,6 @@ class KeyLink:
                 listener.challenge(told.domain, first or None)
                 if self._socket is not None:
                     with contextlib.suppress(OSError):  # the manager waits for so long, and no longer
-                        self._socket.send(confirmed(told.domain, first))
+                        self._socket.send(confirmed(told.domain, first), MSG_DONTWAIT)
             case Said.COMPLETE:
                 listener.complete()

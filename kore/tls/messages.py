@@ -12,7 +12,7 @@ import hashlib
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 MESSAGE_BYTES_MAX: Final = 65536
 """The longest message."""
@@ -71,8 +71,7 @@ class MalformedError(Exception):
     """What came is nothing that an honest peer sends."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(NamedTuple):
     """A worker wants the block signed."""
 
     id: int

@@ -58,13 +58,14 @@ def _error(what: str) -> OperationError:
 class PrivateKey:
     """A key of RSA or EC. It lives as long as somebody holds it."""
 
-    __slots__ = ("_bytes_max", "_key", "kind")
+    __slots__ = ("_bytes_max", "_contexts", "_key", "kind")
 
     def __init__(self, kind: str, der: bytes, bits: int) -> None:
         """`der` is PKCS #8, unencrypted; `bits` those of the modulus or the curve. Raises OperationError."""
         self.kind = kind
         # An ECDSA signature is a sequence of two numbers of that size.
         self._bytes_max = max((bits + 7) // 8, 2 * ((bits + 7) // 8) + 16)
+        self._contexts: dict[int, list[int]] = {}  # by padding: those that nobody uses now, at most one for each thread
         self._key: int | None = None
         buffer = ctypes.create_string_buffer(der, len(der))
         start = ctypes.c_void_p(ctypes.addressof(buffer))
@@ -74,6 +75,9 @@ class PrivateKey:
             raise _error("the key cannot be read")
 
     def __del__(self) -> None:
+        for free in self._contexts.values():
+            for context in free:
+                library().EVP_PKEY_CTX_free(context)
         if self._key:
             library().EVP_PKEY_free(self._key)
 
@@ -83,18 +87,30 @@ class PrivateKey:
         Raises OperationError.
         """
         lib = library()
+        free = self._contexts.setdefault(padding, [])
+        try:
+            context = free.pop()
+        except IndexError:
+            context = self._context(padding)
+        out = ctypes.create_string_buffer(self._bytes_max)
+        length = ctypes.c_size_t(self._bytes_max)
+        if lib.EVP_PKEY_sign(context, out, ctypes.byref(length), block, len(block)) <= 0:
+            lib.EVP_PKEY_CTX_free(context)
+            raise _error("sign")
+        free.append(context)  # making one costs a fifth of a signature
+        return out.raw[: length.value]
+
+    def _context(self, padding: int) -> int:
+        """An EVP_PKEY_CTX * that signs, as often as one likes (EVP_PKEY_sign(3))."""
+        lib = library()
         context = lib.EVP_PKEY_CTX_new(self._key, None)
         if not context:
             raise _error("no context")
-        try:
-            if lib.EVP_PKEY_sign_init(context) <= 0:
-                raise _error("sign_init")
-            if padding in _PADDINGS and lib.EVP_PKEY_CTX_ctrl(context, -1, -1, _CTRL_RSA_PADDING, padding, None) <= 0:
-                raise _error("padding")
-            out = ctypes.create_string_buffer(self._bytes_max)
-            length = ctypes.c_size_t(self._bytes_max)
-            if lib.EVP_PKEY_sign(context, out, ctypes.byref(length), block, len(block)) <= 0:
-                raise _error("sign")
-            return out.raw[: length.value]
-        finally:
-            lib.EVP_PKEY_CTX_free(context)
+        if lib.EVP_PKEY_sign_init(context) <= 0:
+            what = "sign_init"
+        elif padding in _PADDINGS and lib.EVP_PKEY_CTX_ctrl(context, -1, -1, _CTRL_RSA_PADDING, padding, None) <= 0:
+            what = "padding"
+        else:
+            return int(context)
+        lib.EVP_PKEY_CTX_free(context)
+        raise _error(what)
