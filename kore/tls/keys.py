@@ -148,8 +148,11 @@ class _Domain:
     def find(self, ask: Ask) -> Held | None:
         if ask.key == ANY_KEY:
             return next((one for one in self.held if one is not None and one.pair.kind == ask.kind), None)
-        old = (one for until, one in self.retired if until > time.monotonic())
-        return next((one for one in (*self.held, *old) if one is not None and one.id == ask.key), None)
+        for one in self.held:
+            if one is not None and one.id == ask.key:
+                return one
+        now = time.monotonic()
+        return next((one for until, one in self.retired if until > now and one.id == ask.key), None)
 
     def retire(self, old: Held | None) -> None:
         if old is not None:

@@ -64,6 +64,8 @@ class _Held(NamedTuple):
     keys: Keys
     domain: int
     key: bytes
+    size: int
+    """Of its longest signature, in bytes."""
 
 
 class Offload:
@@ -119,7 +121,8 @@ class Offload:
             handle.ERR_clear_error()
             raise ValueError("the certificate has a key that OpenSSL does not know")
         try:
-            held = _Held(keys, domain, hashlib.sha256(self._encoded(public)).digest()[:KEY_ID_BYTES])
+            key = hashlib.sha256(self._encoded(public)).digest()[:KEY_ID_BYTES]
+            held = _Held(keys, domain, key, handle.EVP_PKEY_get_size(public))
             number = handle.EVP_PKEY_get_base_id(public)
             if number == EVP_PKEY_RSA:
                 return "rsa", self._with_method("RSA", public, context, held)
@@ -147,8 +150,8 @@ class Offload:
         key = getattr(handle, f"EVP_PKEY_get1_{name}")(public)
         made = handle.EVP_PKEY_new()
         try:
-            if name == "RSA" and handle.RSA_size(key) not in RSA_BYTES:
-                raise ValueError(f"the certificate's RSA key has {handle.RSA_size(key) * 8} bits, not 2048 to 8192")
+            if name == "RSA" and held.size not in RSA_BYTES:
+                raise ValueError(f"the certificate's RSA key has {held.size * 8} bits, not 2048 to 8192")
             if not getattr(handle, f"{name}_set_method")(key, method):
                 raise ValueError(f"OpenSSL does not let a key of type {name} have a method")
             if not getattr(handle, f"EVP_PKEY_set1_{name}")(made, key):
@@ -166,7 +169,7 @@ class Offload:
     def _sign_rsa(self, size: int, block: int, to: int, rsa: int, padding: int) -> int:
         try:
             held = self._held[rsa]
-            length = self.lib.handle.RSA_size(rsa)
+            length = held.size
             if not 0 < size <= min(length, BLOCK_BYTES_MAX):
                 raise ValueError(f"a block of {size} bytes for a key of {length}")
             signature = held.keys.sign(held.domain, "rsa", padding, ctypes.string_at(block, size), held.key)
@@ -176,7 +179,7 @@ class Offload:
         except BaseException as error:  # noqa: BLE001 - there is only C above us; the handshake looks at `failure`
             self.failure = error
             return -1
-        return int(length)
+        return length
 
     def _sign_ec(self, _type: int, digest: int, size: int, to: int, length: Any, _kinv: int, _r: int, key: int) -> int:
         try:
@@ -184,7 +187,7 @@ class Offload:
             if not 0 < size <= DIGEST_BYTES_MAX:
                 raise ValueError(f"a digest of {size} bytes")
             signature = held.keys.sign(held.domain, "ec", NO_PADDING, ctypes.string_at(digest, size), held.key)
-            if not 0 < len(signature) <= self.lib.handle.ECDSA_size(key):
+            if not 0 < len(signature) <= held.size:
                 raise ValueError(f"an ECDSA signature of {len(signature)} bytes")
             ctypes.memmove(to, signature, len(signature))
             length[0] = len(signature)

@@ -55,6 +55,10 @@ def _error(what: str) -> OperationError:
     return OperationError(f"{what}: {text.value.decode('ascii', 'replace')}")
 
 
+_Context = tuple[int, Any, Any]
+"""An EVP_PKEY_CTX *, and room for a signature and for its length."""
+
+
 class PrivateKey:
     """A key of RSA or EC. It lives as long as somebody holds it."""
 
@@ -65,7 +69,7 @@ class PrivateKey:
         self.kind = kind
         # An ECDSA signature is a sequence of two numbers of that size.
         self._bytes_max = max((bits + 7) // 8, 2 * ((bits + 7) // 8) + 16)
-        self._contexts: dict[int, list[int]] = {}  # by padding: those that nobody uses now, at most one for each thread
+        self._contexts: dict[int, list[_Context]] = {}  # by padding: what no thread uses now
         self._key: int | None = None
         buffer = ctypes.create_string_buffer(der, len(der))
         start = ctypes.c_void_p(ctypes.addressof(buffer))
@@ -76,7 +80,7 @@ class PrivateKey:
 
     def __del__(self) -> None:
         for free in self._contexts.values():
-            for context in free:
+            for context, _, _ in free:
                 library().EVP_PKEY_CTX_free(context)
         if self._key:
             library().EVP_PKEY_free(self._key)
@@ -86,22 +90,22 @@ class PrivateKey:
 
         Raises OperationError.
         """
-        lib = library()
         free = self._contexts.setdefault(padding, [])
         try:
-            context = free.pop()
+            one = free.pop()
         except IndexError:
-            context = self._context(padding)
-        out = ctypes.create_string_buffer(self._bytes_max)
-        length = ctypes.c_size_t(self._bytes_max)
-        if lib.EVP_PKEY_sign(context, out, ctypes.byref(length), block, len(block)) <= 0:
-            lib.EVP_PKEY_CTX_free(context)
+            one = self._context(padding)
+        context, out, length = one
+        length.value = self._bytes_max
+        if library().EVP_PKEY_sign(context, out, ctypes.byref(length), block, len(block)) <= 0:
+            library().EVP_PKEY_CTX_free(context)
             raise _error("sign")
-        free.append(context)  # making one costs a fifth of a signature
-        return out.raw[: length.value]
+        signature: bytes = out.raw[: length.value]
+        free.append(one)  # making it costs a fifth of a signature
+        return signature
 
-    def _context(self, padding: int) -> int:
-        """An EVP_PKEY_CTX * that signs, as often as one likes (EVP_PKEY_sign(3))."""
+    def _context(self, padding: int) -> _Context:
+        """What signs, as often as one likes (EVP_PKEY_sign(3))."""
         lib = library()
         context = lib.EVP_PKEY_CTX_new(self._key, None)
         if not context:
@@ -111,6 +115,6 @@ class PrivateKey:
         elif padding in _PADDINGS and lib.EVP_PKEY_CTX_ctrl(context, -1, -1, _CTRL_RSA_PADDING, padding, None) <= 0:
             what = "padding"
         else:
-            return int(context)
+            return context, ctypes.create_string_buffer(self._bytes_max), ctypes.c_size_t()
         lib.EVP_PKEY_CTX_free(context)
         raise _error(what)
