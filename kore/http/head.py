@@ -178,14 +178,6 @@ class HeadParser:
             return None
         return self.known.get(match[1])
 
-    def recognise_last(self, data: bytes) -> Head | None:
-        """The same for a head by whose fields the client's request has no body and is its last (RFC 9112 9.6)."""
-        match = _valid(data)
-        if match is None or len(data) > self.header_bytes_max:
-            return None
-        head = self.known.get((match[1], tuple(_framing_fields(data))))
-        return None if head is None or head.keep_alive or head.body_length or head.upgrade else head
-
     def parse(self, block: bytes) -> Head:
         """The head of a block that ends with its first empty line. Raises `ProtocolError`."""
         head = self.recognise(block)

@@ -125,10 +125,9 @@ class Input:
                         self.prepared = prepared = head.resolution
                         prepared.learn_start(data)
                         self.handle(Request(self, prepared, data))  # type: ignore[arg-type]
-                    elif prepared is None and (head := self.service.heads.recognise_last(data)) is not None:
-                        # The only request of its connection, as many clients make them.
+                    elif prepared is None and (prepared := self.service.only.get(data)) is not None:
                         self.close_after = True
-                        self.prepared = prepared = self.service.prepared(head)
+                        self.prepared = prepared
                         self.handle(Request(self, prepared, data))  # type: ignore[arg-type]
                     else:
                         self._requests(data)
@@ -259,6 +258,7 @@ class Input:
         if not head.body_length:
             if prepared.last:
                 self.close_after = True
+                self.service.only.keep(parser.block, prepared)
             return
         if prepared.watched:
             self.begun(request)

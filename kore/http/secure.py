@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from kore.http.connection import HttpConnection
 from kore.http.head import Head
 from kore.http.routes import Resolution, Router
-from kore.http.server import LOG_ERR, HttpServer, Prepared, Service
+from kore.http.server import LOG_ERR, HttpServer, OnlyHeads, Prepared, Service
 from kore.tls.contexts import Contexts
 from kore.tls.handshake import Handshake
 from kore.tls.stream import TlsStream
@@ -140,7 +140,8 @@ class Asked:
     """The service as connections see it that asked for the same name, or for none."""
 
     __slots__ = (
-        "domain", "heads", "name", "protocol", "recognise", "responses", "router", "server", "service", "wanted",
+        "domain", "heads", "name", "only", "protocol", "recognise", "responses", "router", "server", "service",
+        "wanted",
     )  # fmt: skip
 
     def __init__(self, service: SecureService, domain: int, wanted: str | None) -> None:
@@ -153,6 +154,7 @@ class Asked:
         self.protocol = service.protocol
         self.heads = service.heads
         self.responses = service.responses
+        self.only = OnlyHeads()
         self.recognise = service.heads.recognise
         if wanted is not None or service.demanding:
             self.recognise = partial(_recognised, self, service.heads.recognise)

@@ -20,7 +20,7 @@ from kore.http.body import FORM_BYTES, BodyStore
 from kore.http.connection import FIRST_REQUEST_S, LINGER_S, HttpConnection
 from kore.http.disk import Disk
 from kore.http.gate import Gate, gated
-from kore.http.head import Head, HeadParser, common_lines
+from kore.http.head import HEAD_KEY_BYTES_MAX, Head, HeadParser, common_lines
 from kore.http.request import Request
 from kore.http.response import Heads
 from kore.http.routes import Resolution, Route, Router
@@ -45,6 +45,9 @@ DRAIN_IDLE_S = 0.05
 DRAIN_BYTES_MAX = 65536
 """The largest body that is read only to be dropped: with a larger one it is cheaper to connect again."""
 
+ONLY_HEADS_MAX = 64
+"""See OnlyHeads: kinds of clients, and not clients."""
+
 BODY_TELL_S = 10
 """How often it is told that bodies cannot be stored: a full disk may stay full for hours."""
 
@@ -66,7 +69,8 @@ class Prepared:
         self.handler = handler
         self.captures = captures
         self.keep_alive = head.keep_alive
-        self.last = not (head.keep_alive or head.body_length)  # the client sends nothing after it (RFC 9112 9.6)
+        # Whether the client sends nothing after it (RFC 9112 9.6).
+        self.last = not (head.keep_alive or head.body_length or head.upgrade)
         self.is_head = head.method_name == "HEAD"
         self.heads: dict[tuple[int, int], bytes] = {}  # response heads that may be used as they are
         self.log: AccessLog | None = None
@@ -88,6 +92,22 @@ class Prepared:
             self.start = common_lines(block[:-2] if self.start is NO_START else self.start, block)
 
 
+class OnlyHeads(dict[bytes, Prepared]):
+    """Whole heads of requests that were the last of their connections, and what each led to.
+
+    Mostly they were the only ones: a client that connects for each request sends the same every time.
+    """
+
+    __slots__ = ()
+
+    def keep(self, block: bytes, prepared: Prepared) -> None:
+        """Remember `block`, if it is short; when there are too many, instead of all others."""
+        if len(block) <= HEAD_KEY_BYTES_MAX:
+            if len(self) >= ONLY_HEADS_MAX:
+                self.clear()
+            self[block] = prepared
+
+
 class Service:
     """One listening socket: which domains it serves, and under which protocol."""
 
@@ -100,6 +120,7 @@ class Service:
         self.heads = HeadParser(server.settings.http_header_max)
         self.recognise = self.heads.recognise
         self.responses = server.heads
+        self.only = OnlyHeads()
         self.operation: Any = None
         self.tell_at = 0  # when a failing accept() may be told again, in ticks
 
