@@ -53,7 +53,7 @@ class SecureService(Service):
         self.indices = dict(zip(router.domains, indices, strict=True))
         self.default = indices[0]
         self.demanding = frozenset(index for index in indices if contexts.demands(index))
-        self._asked: dict[tuple[int, str | None], Asked] = {}
+        self._asked: dict[str | None, Asked] = {}
         self._tell_at: dict[int, int] = {}
         self._unparking = False
         contexts.on_ready.append(self._ready)
@@ -78,24 +78,25 @@ class SecureService(Service):
 
     # --- for handshakes ------------------------------------------------------------------------------------
 
-    def domain_of(self, name: str | None) -> int:
-        """The index of the domain that answers who asks for `name`: the first there is, when none has it."""
-        found = self.router.find(name) if name else None
-        return self.default if found is None else self.indices[found]
+    def asked(self, name: str | None) -> Asked:
+        """This service as who asks for `name` sees it: its domain answers, the first there is when none has it."""
+        asked = self._asked.get(name)
+        if asked is None:
+            if len(self._asked) >= ASKED_MAX:
+                self._asked.clear()
+            found = self.router.find(name) if name else None
+            domain = self.default if found is None else self.indices[found]
+            asked = self._asked[name] = Asked(self, domain, name)
+        return asked
 
     def clear_text(self) -> bytes:
         """The answer to a request that is not encrypted."""
         fields = (("content-type", "text/plain; charset=utf-8"),)
         return self.server.heads.build(400, 1, False, fields, len(CLEAR_TEXT_PAGE)) + CLEAR_TEXT_PAGE
 
-    def established(self, stream: TlsStream, name: str | None) -> None:
+    def established(self, stream: TlsStream, asked: Asked) -> None:
         """From now on it is HTTP."""
         server = self.server
-        asked = self._asked.get((stream.domain, name))
-        if asked is None:
-            if len(self._asked) >= ASKED_MAX:
-                self._asked.clear()
-            asked = self._asked[stream.domain, name] = Asked(self, stream.domain, name)
         connection = HttpConnection(asked, stream.fd, stream)
         server.connections.add(connection)
         if server.draining:

@@ -32,6 +32,7 @@ KEPT_BYTES_MAX: Final = 32768
 
 CHALLENGE_OFFER: Final = (CHALLENGE_ALPN.encode(),)
 HTTP: Final = ALPN.encode()
+NOTHING: Final = Hello()
 
 NEVER: Final = 1 << 62
 
@@ -62,13 +63,13 @@ class Host(Protocol):
     def tell(self, domain: int, what: str) -> None:
         """Log why clients of `domain` cannot be served; not for each of them."""
 
-    def domain_of(self, name: str | None) -> int:
-        """The index of the domain that answers who asks for `name`."""
+    def asked(self, name: str | None) -> Any:
+        """What stands for all who ask for `name`; its `domain` is the index of the domain that answers them."""
 
     def clear_text(self) -> bytes:
         """The answer to a request that is not encrypted."""
 
-    def established(self, stream: TlsStream, name: str | None) -> None:
+    def established(self, stream: TlsStream, asked: Any) -> None:
         """The handshake is done: `stream` is the listener's."""
 
 
@@ -81,8 +82,8 @@ class Handshake:
     """The owner of one stream until the handshake is done or has failed."""
 
     __slots__ = (
-        "_answered", "_deadline", "_hello", "_kept", "_lingering", "_reader", "_sent", "_tls", "bucket", "domain",
-        "gone", "host", "prepared", "server", "stream",
+        "_answered", "_asked", "_deadline", "_hello", "_kept", "_lingering", "_reader", "_sent", "_tls", "bucket",
+        "domain", "gone", "host", "prepared", "server", "stream",
     )  # fmt: skip
 
     def __init__(self, host: Host, fd: int) -> None:
@@ -92,7 +93,8 @@ class Handshake:
         self.gone = False
         self.domain = -1
         self._reader: HelloReader | None = HelloReader()
-        self._hello = Hello()
+        self._hello = NOTHING
+        self._asked: Any = None  # by its name
         self._tls: Any = None  # OpenSSL's part, once it has begun
         self._kept: bytes | None = b""  # all input so far; None when there is no more beginning anew
         self._answered = 0  # bytes that this beginning has led to
@@ -148,7 +150,8 @@ class Handshake:
     def _begin(self) -> None:
         """Choose who answers, and shake hands from the first byte that came."""
         contexts, hello = self.host.contexts, self._hello
-        self.domain = self.host.domain_of(hello.name)
+        self._asked = asked = self.host.asked(hello.name)
+        self.domain = asked.domain
         if hello.alpn == CHALLENGE_OFFER:
             context = contexts.challenge_of(self.domain)
             if context is None:
@@ -230,7 +233,7 @@ class Handshake:
         stream, server = self.stream, self.server
         secure = TlsStream(stream, tls, self.host.contexts.wire, server.loop.call_soon, self.domain)
         self._tls = None
-        self.host.established(secure, self._hello.name)
+        self.host.established(secure, self._asked)
         server.closed(self)
         secure.decrypt()  # the first request may have come with the last bytes of the handshake
 
