@@ -307,6 +307,31 @@ def test_libraries_are_cancelled(loop, log):
     assert log == []
 
 
+def test_a_library_that_cancels_by_itself_knows_who_it_was(loop, log):
+    """anyio swallows what it has cancelled; a request of httpx ends whenever it is killed, also while it connects."""
+    import httpx  # a second that the others need not wait for
+
+    async def get(client, url):
+        await client.get(url)
+
+    async def main():
+        server = await asyncio.start_server(lambda reader, writer: forever(), "127.0.0.1", 0)
+        url = "http://127.0.0.1:%d/" % server.sockets[0].getsockname()[1]
+        for turns in range(12):
+            async with httpx.AsyncClient(timeout=None) as client:
+                task = loop.start(get(client, url))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                task.kill()
+                async with asyncio.timeout(5):
+                    while not task.done():
+                        await asyncio.sleep(0)
+        server.close()
+
+    run(loop, main())
+    assert log == []
+
+
 def test_a_clean_up_that_waits_for_ever_is_given_up(loop, log, monkeypatch):
     ignored = []
     monkeypatch.setattr(sys, "unraisablehook", lambda arguments: ignored.append(str(arguments.exc_value)))

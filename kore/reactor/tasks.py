@@ -313,6 +313,8 @@ class Task(asyncio.Future[Any]):
                 self._context.run(coro.close)
             else:
                 self._coro = unwinding = Unwinding(coro)
+                if unwinding.library:
+                    self._num_cancels_requested += 1  # it may ask whether it was its own doing: anyio swallows that
                 return self._context.run(unwinding.begin)
         except GeneratorExit:
             pass

@@ -36,15 +36,15 @@ _OWN: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.s
 class Unwinding:
     """What a task runs in the place of a coroutine that is being closed. It ends by raising GeneratorExit."""
 
-    __slots__ = ("_frames", "_library")
+    __slots__ = ("_frames", "library")
 
     def __init__(self, coro: Any) -> None:
         self._frames: list[Any] = []
-        self._library = False  # the last frame is a library's, and all that it waits for are its own affair
+        self.library = False  # the last frame is a library's, and all that it waits for are its own affair
         for frame in suspended(coro):
             self._frames.append(frame)
             if len(self._frames) > 1 and _of_library(frame):
-                self._library = True
+                self.library = True
                 break
 
     @property
@@ -59,7 +59,7 @@ class Unwinding:
 
     def begin(self) -> Any:
         """Begin to close: what the clean-up waits for first. Raises GeneratorExit when all has ended."""
-        return self.throw(CancelledError() if self._library else GeneratorExit())
+        return self.throw(CancelledError() if self.library else GeneratorExit())
 
     def send(self, value: object) -> Any:
         """The clean-up's wait is over: what it waits for next."""
@@ -83,10 +83,10 @@ class Unwinding:
                 end.__traceback__ = None  # it reaches back to this frame, and so to `error`: a cycle
             except BaseException as failure:  # noqa: BLE001 - as for close(): it is told, and the frames outside go on
                 # A library may call a cancellation what it likes, and a task group groups it.
-                if not self._library and not _says_closed(failure):
+                if not self.library and not _says_closed(failure):
                     trace.report_exception("coroutine", failure)
             self._frames.pop()
-            self._library = False
+            self.library = False
             error = GeneratorExit()
         raise GeneratorExit
 
