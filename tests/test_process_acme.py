@@ -248,11 +248,20 @@ def test_each_step_may_fail(tmp_path: Path, start: Starter) -> None:
         good = server.certificate(NAMES[0])
         # There is an account by now; the directory comes when a renewal is due.
         steps = [step for step in FAULTS if step not in ("account", "directory")]
-        for count, step in enumerate(steps, 1):
-            way.seen.clear()
-            way.faults = {step: FAULTS[step], "window": PAST}
-            program.signal(signal.SIGUSR1)
-            program.wait_for(FAILED, count=count)
+        issued, ended = 1, 1
+        for step in steps:
+            while True:
+                way.seen.clear()
+                way.faults = {step: FAULTS[step], "window": PAST}
+                program.signal(signal.SIGUSR1)
+                ended += 1
+                found = program.wait_for(rf"{FAILED}|one\.example\.org (has) a certificate until", count=ended)
+                if found[1] is None or step in way.seen:
+                    break
+                # One order in a hundred has no challenge: told to use no authorization again the authority still may.
+                issued += 1
+                good = server.certificate(NAMES[0])
+            assert found[1] is None
             assert step in way.seen
             assert server.certificate(NAMES[0]) == good
         way.faults = {"directory": FAULTS["directory"], "window": PAST}
@@ -267,7 +276,7 @@ def test_each_step_may_fail(tmp_path: Path, start: Starter) -> None:
             assert again - begun >= seconds - 1
         way.faults = {"window": PAST}
         program.signal(signal.SIGUSR1)
-        has_certificate(program, count=2)
+        has_certificate(program, count=issued + 1)
         wait_until(lambda: server.certificate(NAMES[0]) != good, "the renewal is served")
         assert "is killed" not in program.out
 
