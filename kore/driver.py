@@ -17,7 +17,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable
 from socket import SCM_RIGHTS, SOL_SOCKET, socket
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 Result = Callable[[int], None]
 """Called with a result >= 0, or with a negated errno."""
@@ -93,6 +93,9 @@ class Stream:
     __slots__ = (
         "closing", "driver", "ended", "fd", "finishing", "gone", "out", "owner", "reading", "received", "shut", "stuck",
     )
+
+    announces_end: ClassVar[bool] = False
+    """Whether the peer is told that what it got is whole, before it hears of the FIN."""
 
     def __init__(self, driver: Any, fd: int, owner: StreamOwner) -> None:
         self.fd = fd

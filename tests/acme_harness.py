@@ -177,6 +177,8 @@ class Responder:
 
 def files_below(directory: Path) -> dict[str, int]:
     """What ACME left on disk, and the rights to it."""
-    return {
-        str(path.relative_to(directory)): os.stat(path).st_mode & 0o777 for path in sorted(directory.rglob("*"))
-    }
+    found = {}
+    for path in sorted(directory.rglob("*")):
+        with contextlib.suppress(FileNotFoundError):  # a file that was being written has its name by now
+            found[str(path.relative_to(directory))] = os.stat(path).st_mode & 0o777
+    return found

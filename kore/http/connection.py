@@ -359,13 +359,14 @@ class HttpConnection(Input):
     def finish(self) -> None:
         """Close once the output has left; read on for a moment first, so that it is not destroyed by an RST.
 
-        Not when the client has said that it sends no more.
+        Not over TLS when the client has said that it sends no more: should it all the same, it knows by close_notify
+        that it has everything, while in plain text what ends by an RST may have been cut off.
         """
         self.ready = False
         self.lingering = True
         parser, self.parser = self.parser, None
-        last = self.prepared is not None and self.prepared.last and (parser is None or not parser.buffered)
-        if last or self.half_closed:
+        last = self.stream.announces_end and self.prepared is not None and self.prepared.last
+        if self.half_closed or (last and (parser is None or not parser.buffered)):
             self.stream.close()
             return
         self.stream.finish()

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from kore.driver import Stream, StreamOwner
 from kore.tls.libssl import library
@@ -58,6 +58,8 @@ class TlsStream:
         "_writes", "clean", "closing", "domain", "ended", "finishing", "inner", "inside", "later", "out", "owner",
         "reading", "received", "shut", "stuck", "tls", "wire",
     )  # fmt: skip
+
+    announces_end: ClassVar[bool] = True  # by close_notify
 
     def __init__(
         self, inner: Stream, tls: Any, wire: Wire, later: Callable[[Callable[[], None]], object], domain: int
