@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import struct
 import subprocess
@@ -141,6 +142,22 @@ def test_the_server_says_goodbye(tmp_path, engine):
             with server.connect(context=client_context(version)) as client:
                 assert client.ask(get("/close")).body == b"bye"
                 assert client.sock.recv(1) == b""  # an end without close_notify would raise
+
+
+@pytest.mark.parametrize("path", ["/", "/slow", "/large", "/stream?30"])
+def test_the_last_answer_is_whole_and_followed_by_goodbye(tmp_path, engine, path):
+    """Also when it waits for a client that reads slowly, and when that has sent more, which is not answered."""
+    with tls_server(tmp_path, engine) as server:
+        with server.connect() as client:
+            expected = client.ask(get(path)).body
+        for more in (b"", b"", get() * 3):
+            with server.connect() as client:
+                client.send(get(path, "Connection: close") + more)
+                wait_until(lambda sock=client.sock: select.select([sock], [], [], 0)[0], "it answers")
+                answer = client.read()
+                assert answer.body == expected
+                assert answer.fields["connection"] == "close"
+                assert client.sock.recv(1) == b""
 
 
 def test_a_client_that_says_goodbye_is_answered_what_it_asked_for(tmp_path, engine):
