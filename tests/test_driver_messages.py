@@ -147,6 +147,45 @@ def test_accept_once_on_what_does_not_listen(driver, pair) -> None:
 # --- recvmsg ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("way", ["receive", "recvmsg"])
+@pytest.mark.parametrize("end", ["hears", "is cancelled"])
+def test_a_reader_of_a_shared_socket_waits_on_when_others_were_quicker(driver, way, end) -> None:
+    """As often as that may be: on io_uring the kernel gives up after 128 times."""
+    with bound(socket.AF_INET, socket.SOCK_DGRAM, ("127.0.0.1", 0)) as here, socket.socket(
+        socket.AF_INET, socket.SOCK_DGRAM
+    ) as there:
+        results = Results()
+
+        def begin() -> object:
+            return getattr(driver, way)(here.fileno() if way == "receive" else here, 100, results)
+
+        def heard() -> bytes:
+            return results[0] if way == "receive" else results[0][0]
+
+        operation = begin()
+        turns(driver)
+        for _ in range(300):
+            there.sendto(b"for others", here.getsockname())
+            try:
+                assert here.recv(100) == b"for others"
+                driver.wait(0)
+            except BlockingIOError:  # a thread of the kernel was quicker, after the 128th time
+                run(driver, lambda: results)
+            if results:
+                assert heard() == b"for others"
+                results.clear()
+                operation = begin()
+                turns(driver)
+        if end == "hears":
+            there.sendto(b"hello", here.getsockname())
+            run(driver, lambda: results)
+            assert heard() == b"hello"
+        else:
+            operation.cancel()
+            run(driver, lambda: results)
+            assert results == [-errno.ECANCELED]
+
+
 def test_recvmsg_says_who_sent_it(driver) -> None:
     """Internet senders, as socket.recvmsg has them."""
     for family, address in ((socket.AF_INET, ("127.0.0.1", 0)), (socket.AF_INET6, ("::1", 0, 0, 0))):

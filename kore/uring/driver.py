@@ -437,13 +437,13 @@ class UringDriver:
     def receive(self, fd: int, length: int, callback: DataResult) -> DataOperation:
         """See kore.driver.Driver."""
         operation = DataOperation(self, callback, length)
-        self.push(IORING_OP_RECV, 0, 0, fd, 0, operation.address, length, 0, operation.key)
+        operation.wait(IORING_OP_RECV, 0, 0, fd, 0, operation.address, length, 0, operation.key)
         return operation
 
     def recvmsg(self, sock: socket.socket, length: int, callback: MessageResult) -> MessageOperation:
         """See kore.driver.Driver."""
         operation = MessageOperation(self, callback, sock.family, length)
-        self.push(
+        operation.wait(
             IORING_OP_RECVMSG, 0, 0, sock.fileno(), 0, _address(operation.header), 1, socket.MSG_CMSG_CLOEXEC,
             operation.key)
         return operation

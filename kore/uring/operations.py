@@ -96,7 +96,40 @@ class TimeoutOperation(UringOperation):
         super().complete(0 if res == -errno.ETIME else res, flags)
 
 
-class DataOperation(UringOperation):
+class InputOperation(UringOperation):
+    """What waits for input at a socket, for as long as it takes: `wait` begins it.
+
+    The kernel gives up with EAGAIN when others have taken what woke it, 128 times in a row (APOLL_MAX_RETRY,
+    io_uring/poll.c), as happens to sockets that processes share. Then it is asked again. EINTR is the end of one that
+    had come to a thread of the kernel.
+    """
+
+    __slots__ = ("entry", "over")
+
+    def __init__(self, driver: UringDriver, callback: Result, keep: Any = None) -> None:
+        super().__init__(driver, callback, keep)
+        self.entry: tuple[int, ...] | None = None
+        self.over = False
+
+    def wait(self, *entry: int) -> None:
+        """Queue the entry, whose last part is this operation's key."""
+        self.entry = entry
+        self.driver.push(*entry)
+
+    def complete(self, res: int, flags: int) -> None:
+        if res not in (-errno.EAGAIN, -errno.EINTR) or self.entry is None:
+            super().complete(res, flags)
+        elif self.over:
+            super().complete(-errno.ECANCELED, flags)
+        else:
+            self.driver.push(*self.entry)
+
+    def cancel(self) -> None:
+        self.over = True
+        super().cancel()
+
+
+class DataOperation(InputOperation):
     """A read or a receive into memory of its own; the callback gets the bytes.
 
     The kernel writes into a bytes object that nobody has seen yet, as C extensions do: it is never cleared (calloc), so
@@ -128,7 +161,7 @@ class DataOperation(UringOperation):
         super().forget()
 
 
-class MessageOperation(UringOperation):
+class MessageOperation(InputOperation):
     """A recvmsg(2) into memory of its own; the callback gets what `socket.recvmsg` would give."""
 
     __slots__ = ("control", "data", "family", "header", "message_callback", "name")
@@ -215,8 +248,7 @@ class CallOperation(UringOperation):
 
 
 NOT_ACCEPTED = frozenset({-errno.ECONNABORTED, -errno.EAGAIN, -errno.EINTR})
-"""No errors of the listener: the client went away before, or others took what woke this accept, 128 times in a row
-(APOLL_MAX_RETRY, io_uring/poll.c), after which the kernel does not wait any more."""
+"""No errors of the listener: the client went away before, or others took what woke this accept (InputOperation)."""
 
 
 class AcceptOnceOperation(UringOperation):
