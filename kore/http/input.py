@@ -125,7 +125,7 @@ class Input:
                         self.prepared = prepared = head.resolution
                         prepared.learn_start(data)
                         self.handle(Request(self, prepared, data))  # type: ignore[arg-type]
-                    elif prepared is None and (prepared := self.service.only.get(data)) is not None:
+                    elif prepared is None and (prepared := self.service.only.find(data)) is not None:
                         self.close_after = True
                         self.prepared = prepared
                         self.handle(Request(self, prepared, data))  # type: ignore[arg-type]

@@ -100,6 +100,10 @@ class OnlyHeads(dict[bytes, Prepared]):
 
     __slots__ = ()
 
+    def find(self, data: bytes) -> Prepared | None:
+        """What is remembered of `data`, which may be the beginning of an upload: long ones are not even looked up."""
+        return self.get(data) if len(data) <= HEAD_KEY_BYTES_MAX else None
+
     def keep(self, block: bytes, prepared: Prepared) -> None:
         """Remember `block`, if it is short; when there are too many, instead of all others."""
         if len(block) <= HEAD_KEY_BYTES_MAX:
