@@ -33,7 +33,7 @@ help:
 	@echo "make test    set up, then run the tests on io_uring, what depends on the engine on epoll and on a stand-in for kqueue"
 	@echo "             as well, and a part once more with the sandbox around the workers"
 	@echo "make check   ruff, mypy and the house rules"
-	@echo "make bench   compare with other servers (SHORT=1: two minutes; UPDATE=1: write the results into docs/ and README.md;"
+	@echo "make bench   compare with other servers (SHORT=1: two minutes; UPDATE=1: all of it, written into docs/ and README.md;"
 	@echo "             ARGS=\"--cases plain --peers nginx\" goes to the rig)"
 	@echo "make setup   only what the others need: system packages, a virtual environment in $(VENV)"
 	@echo "make clean   remove $(VENV) and the caches"

@@ -131,9 +131,12 @@ def test_cases_and_targets_name_what_exists() -> None:
         assert not target.theirs or target.theirs in labels[target.case]
 
 
-@pytest.mark.parametrize("arguments", [["--cases", "nonsense"], ["--peers", "nonsense"], ["--plot", "x.png"]])
+@pytest.mark.parametrize("arguments", [
+    ["--cases", "nonsense"], ["--peers", "nonsense"], ["--plot", "x.png"], ["--update", "--cases", "startup"],
+    ["--update", "--peers", "nginx"], ["--update", "--short"],
+])  # fmt: skip
 def test_bad_options_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """A misspelt case is an error and not an empty run."""
+    """A misspelt case is an error and not an empty run, and half a run does not take the place of a whole one."""
     with pytest.raises(SystemExit) as ended:
         parse(arguments)
     assert ended.value.code == 2

@@ -287,6 +287,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         for name in given:
             if name not in known:
                 parser.error(f"{name!r} is none of {', '.join(known)}")
+    if options.update and (options.short or {*options.cases} != {*names} or {*options.peers} != {*OTHERS}):
+        parser.error("--update writes the whole table, and would forget what is not measured: with all cases and peers")
     if options.update:
         options.json, options.plot = options.json or ROOT / "docs/bench.json", options.plot or ROOT / "docs/bench.png"
     if options.plot and not options.json:
