@@ -6,14 +6,17 @@ import ctypes
 import importlib.util
 import os
 import shutil
+import signal
+import ssl
 import subprocess
+from urllib import request
 
 import pytest
 
 from kore.bsd import pledge
 from kore.errors import StartError
 from tests.engines import OPENBSD
-from tests.support import READY, SERVER_APP, free_port, http_get, starter
+from tests.support import READY, SECONDS, SERVER_APP, children, free_port, http_get, pids_of, starter
 
 # Writes each call into the file that PLEDGE_RECORD names; what PLEDGE_REFUSE names is refused with EINVAL.
 RECORDER = r"""
@@ -65,16 +68,16 @@ def libc(library, record):
     return ctypes.CDLL(library, use_errno=True)
 
 
-PLAIN = {"transfers": False, "access_logs": False, "bodies_in_files": False}
+PLAIN = {"transfers": False, "handed_files": False, "bodies_in_files": False}
 
 
 @pytest.mark.parametrize(("arguments", "promises"), [
     ({}, "stdio rpath inet"),
     ({"transfers": True}, "stdio rpath inet dns"),
-    ({"access_logs": True}, "stdio rpath inet recvfd"),
+    ({"handed_files": True}, "stdio rpath inet recvfd"),
     ({"bodies_in_files": True}, "stdio rpath inet wpath cpath"),
     ({"further": ("proc exec", "unix")}, "stdio rpath inet proc exec unix"),
-    ({"transfers": True, "access_logs": True, "bodies_in_files": True, "further": ("unix",)},
+    ({"transfers": True, "handed_files": True, "bodies_in_files": True, "further": ("unix",)},
      "stdio rpath inet dns recvfd wpath cpath unix"),
 ])
 def test_a_worker_promises_what_it_needs(libc, record, arguments, promises) -> None:
@@ -83,7 +86,9 @@ def test_a_worker_promises_what_it_needs(libc, record, arguments, promises) -> N
     assert record() == [("pledge", f"{promises} | NULL")]
 
 
-@pytest.mark.parametrize(("acme", "promises"), [(False, "stdio rpath"), (True, "stdio rpath wpath cpath")])
+@pytest.mark.parametrize(("acme", "promises"), [
+    (False, "stdio rpath recvfd"), (True, "stdio rpath recvfd wpath cpath"),
+])
 def test_the_key_manager_writes_only_with_acme(libc, record, acme: bool, promises: str) -> None:
     pledge.pledge_keymgr(acme=acme, libc=libc)
     assert record() == [("pledge", f"{promises} | NULL")]
@@ -140,6 +145,24 @@ def test_a_worker_pledges_before_it_serves(openbsd, tmp_path) -> None:
     (line,) = (tmp_path / "record").read_text().splitlines()
     assert (" dns" in line) == (importlib.util.find_spec("pycurl") is not None)
     assert line.replace(" dns", "") == "pledge stdio rpath inet wpath cpath unix proc exec|NULL"
+
+
+def test_with_tls_the_key_manager_promises_as_well(openbsd, tmp_path) -> None:
+    """Once it has read all keys. Each of its successors' ends is handed to the worker."""
+    port = free_port()
+    program = openbsd(
+        f'kore.server("secure", ip="127.0.0.1", port="{port}")\n'
+        'kore.domain("localhost", attach="secure").route("/", lambda req: req.response(200, b"secret"))')
+    program.wait_for(READY)
+    (manager,) = set(children(program.pid)) - set(pids_of(program))
+    os.kill(manager, signal.SIGKILL)
+    program.wait_for(r"the key manager is there again")
+    trust = ssl.create_default_context(cafile=tmp_path / "data" / "kore" / "authority" / "authority.pem")
+    with request.urlopen(f"https://localhost:{port}/", context=trust, timeout=SECONDS) as answer:
+        assert answer.read() == b"secret"
+    promised = [line.replace(" dns", "") for line in (tmp_path / "record").read_text().splitlines()]
+    assert sorted(promised) == [
+        "pledge stdio rpath inet recvfd|NULL", "pledge stdio rpath recvfd|NULL", "pledge stdio rpath recvfd|NULL"]
 
 
 def test_a_refused_pledge_is_no_start(openbsd) -> None:

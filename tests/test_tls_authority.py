@@ -98,6 +98,15 @@ def test_what_is_damaged_is_told_of_and_replaced_by_nobody(place):
         assert (place / "key.pem").read_bytes() == damage
 
 
+@pytest.mark.parametrize("name", ["key.pem", "authority.pem"])
+def test_half_of_one_is_told_of_and_replaced_by_nobody(place, name):
+    authority.opened(str(place))
+    (place / name).unlink()
+    with pytest.raises(CertificateError, match=rf"the local authority lacks {place}/{name}: remove {place}, and a new"):
+        authority.opened(str(place))
+    assert len(os.listdir(place)) == 1
+
+
 def test_one_that_expired_is_told_of(place, monkeypatch):
     monkeypatch.setattr(authority, "LIFETIME", datetime.timedelta(seconds=-1))
     with pytest.raises(CertificateError, match=r"authority\.pem expired: remove .*, which clients must be told of"):

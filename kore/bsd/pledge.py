@@ -4,7 +4,8 @@ A promise broken later ends the process with SIGABRT; there is no error to handl
 and no more. Execution promises are left alone: what a worker may start, by a `pledge` option, runs as it would.
 
 The roles are the process notes' (section 19). What kore itself does beyond them is added only where it is configured:
-a worker is handed access logs that were opened again (recvfd), and keeps large bodies in files (wpath cpath).
+a worker is handed access logs that were opened again and a new key manager's end of a pair (recvfd), and keeps large
+bodies in files (wpath cpath).
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from kore.errors import StartError
 
 WORKER = "stdio rpath inet"
 TRANSFERS = "dns"
-ACCESS_LOGS = "recvfd"
+HANDED_FILES = "recvfd"
 BODIES_IN_FILES = "wpath cpath"
-KEYMGR = "stdio rpath"
+KEYMGR = "stdio rpath recvfd"  # its end of a pair with each worker
 KEYMGR_ACME = "wpath cpath"
 ACME = "stdio inet dns rpath recvfd"  # a new key manager's end of a pair comes along
 ACME_FILES = "/etc/ssl/"
@@ -39,14 +40,14 @@ def available() -> bool:
 
 
 def pledge_worker(
-    *, transfers: bool, access_logs: bool, bodies_in_files: bool, further: Iterable[str] = (), libc: Any = None,
+    *, transfers: bool, handed_files: bool, bodies_in_files: bool, further: Iterable[str] = (), libc: Any = None,
 ) -> None:
     """Have this process promise what a worker needs, and `further`: the `pledge` options. StartError: refused.
 
-    `transfers`: pycurl is there; `access_logs`: the parent may hand over files; `bodies_in_files`: see
-    http_body_disk_offload. `libc` is the C library, as ctypes has it.
+    `transfers`: pycurl is there; `handed_files`: the parent may hand over open ones, for access logs and with TLS;
+    `bodies_in_files`: see http_body_disk_offload. `libc` is the C library, as ctypes has it.
     """
-    needed = ((transfers, TRANSFERS), (access_logs, ACCESS_LOGS), (bodies_in_files, BODIES_IN_FILES))
+    needed = ((transfers, TRANSFERS), (handed_files, HANDED_FILES), (bodies_in_files, BODIES_IN_FILES))
     promise(" ".join([WORKER, *(word for needs, word in needed if needs), *further]), libc)
 
 

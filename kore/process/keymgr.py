@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-from kore.errors import SandboxError
+from kore.bsd import pledge
+from kore.errors import SandboxError, StartError
 from kore.process import locking, prctl, role
 from kore.process.acme_desk import AcmeDesk
 from kore.process.channel import ChannelError, Kind
@@ -213,6 +214,10 @@ class KeyManager:
             return 1  # it was there before, and may be again for a successor
         if not self.store.load() and not self.place.restarts:
             return self._fatal("no domain has a certificate that can be served")
+        try:
+            self._promise()
+        except StartError as error:
+            return self._fatal(f"the key manager cannot be confined: {error}")
         self.place.channel.send_last(Kind.READY)
         self._loop()
         return 0
@@ -256,6 +261,11 @@ class KeyManager:
         write = tuple(path for path in mine.write if os.path.exists(path))
         landlock.restrict_self(landlock.Rules(read=folders_of(self.orders.files), write=write))
         seccomp.confine(None, Features(role=NAME, write=bool(mine.write)), False, self.place.channel.send_listener)
+
+    def _promise(self) -> None:
+        """OpenBSD: all is read that is read only once. Raises StartError."""
+        if pledge.available():
+            pledge.pledge_keymgr(acme=self.desk is not None)
 
     # The loop of the first thread.
 

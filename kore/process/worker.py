@@ -219,7 +219,7 @@ def _promise(plan: Plan) -> None:
     if pledge.available():
         pledge.pledge_worker(
             transfers=pledge.preload(),
-            access_logs=any(domain.accesslog is not None for domain in plan.domains),
+            handed_files=any(domain.accesslog is not None or domain.tls is not None for domain in plan.domains),
             bodies_in_files=plan.settings.http_body_disk_offload > 0,
             further=plan.settings.pledge,
         )

@@ -84,7 +84,10 @@ def opened(path: str) -> Authority:
         pass
     made = _made()
     _keep(made, path)
-    return _load(path)
+    try:
+        return _load(path)
+    except FileNotFoundError as error:  # what is there is not a whole one, and took no new one's place
+        raise CertificateError(f"the local authority lacks {error.filename}: {_advice(path)}") from None
 
 
 def unkept() -> Authority:
@@ -153,9 +156,13 @@ def _write(path: str, content: bytes, mode: int) -> None:
         os.fsync(fd)
 
 
+def _advice(path: str) -> str:
+    return f"remove {path}, and a new authority is made"
+
+
 def _load(path: str) -> Authority:
     """Raises FileNotFoundError when there is none, CertificateError for one that must not or can't be used."""
-    advice = f"remove {path}, and a new authority is made"
+    advice = _advice(path)
     place = os.path.join(path, CERTIFICATE)
     with open(os.path.join(path, KEY), "rb") as file:
         found = os.fstat(file.fileno())
