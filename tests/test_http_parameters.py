@@ -315,7 +315,8 @@ def test_an_exception_in_a_rule_drops_the_value(lines, error):
 
     req = query("a=1&b=2", get={"a": rule, "b": ANY})
     assert (req.argument("a"), req.argument("b")) == (None, "2")
-    assert lines == [f"python_runtime_validator: uncaught exception: {error!r}"]
+    place = f", at test_http_parameters.py:{rule.__code__.co_firstlineno + 1} rule"
+    assert lines == [f"python_runtime_validator: uncaught exception: {error!r}{place}"]
 
 
 def test_a_value_that_is_no_text_never_reaches_a_function():
@@ -405,7 +406,8 @@ def test_an_exception_in_a_rule_that_waits_drops_the_value(lines, error):
     req = awaited(request("/?a=1&b=good", get={"a": rule, "b": accept}))
     req.populate_get()
     assert (req.argument("a"), req.argument("b")) == (None, "good")
-    assert lines == [f"coroutine: uncaught exception: {error!r}"]
+    place = f", at test_http_parameters.py:{rule.__code__.co_firstlineno + 2} rule"
+    assert lines == [f"coroutine: uncaught exception: {error!r}{place}"]
 
 
 def test_a_rule_that_waits_must_return_exactly_true(lines):

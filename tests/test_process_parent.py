@@ -160,7 +160,8 @@ serve(work, workers=3)
 """
     )
     assert program.wait() == 255
-    assert "proc=[wrk 2] log=[worker ended by RuntimeError('no database')]" in program.out
+    assert re.search(
+        r"proc=\[wrk 2\] log=\[worker ended by RuntimeError\('no database'\), at \S+:\d+ work\]", program.out)
     assert "worker 2 failed to start" in program.out
     assert "ready" not in program.out
     assert children(program.pid) == []

@@ -380,7 +380,8 @@ def test_a_timer_stops_itself_and_survives_exceptions(faked):
     fake.call_later(1, fake.stop)
     fake.run_forever()
     assert len(fired) == 2
-    assert log.texts == ["pytimer_run: uncaught exception: KeyError('timer')"] * 2
+    place = f", at test_reactor_waits.py:{callback.__code__.co_firstlineno + 4} callback"
+    assert log.texts == [f"pytimer_run: uncaught exception: KeyError('timer'){place}"] * 2
 
 
 def test_timers_run_in_no_coroutine_and_run_what_they_return(fake):

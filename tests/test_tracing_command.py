@@ -18,7 +18,7 @@ BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", PAGE, re.S | re.M)
 APPLICATION, PASTED = (text for language, text in BLOCKS if language == "python")
 SESSION = next(text for _, text in BLOCKS if text.startswith("$ kore trace"))
 OPTION = re.search(r"`(kore\.config\.sandbox_write = .*?)`", PAGE)[1]
-ERROR = re.search(r"uncaught exception: (OSError\(.*\))\]", PAGE)[1]
+ERROR = re.search(r"uncaught exception: (OSError\(.*\), at .*)\]", PAGE)[1]
 NOTHING = "# The application made no call that the sandbox forbids: it needs no seccomp hook.\n"
 
 pytest.importorskip("pyseccomp")

@@ -33,6 +33,7 @@ from kore.process.seat import Seat
 from kore.process.services import Service, Surroundings, introduce
 from kore.process.supervision import Supervision
 from kore.process.tracing import Tracing
+from kore.reactor.origin import place_of
 
 START_SECONDS_MAX = 60.0
 """From the first fork until the last worker is ready. Long, because workerstart may load a model or a database."""
@@ -390,7 +391,7 @@ class Parent:
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         except BaseException as error:  # noqa: BLE001 (the stack above belongs to the parent: nothing may unwind into it)
-            role.role.log(LOG_ERR, f"worker ended by {error!r}")
+            role.role.log(LOG_ERR, f"worker ended by {error!r}{place_of(error)}")
         finally:
             role.end(code)
 

@@ -21,6 +21,7 @@ from kore.process.log import LOG_ERR, LOG_INFO, LOG_NOTICE, Log
 from kore.process.report import Death
 from kore.process.seat import Life
 from kore.process.supervision import Supervision
+from kore.reactor.origin import place_of
 
 STOP_SECONDS = 2.0
 """For a service to end when it is told to: it only has to finish what it does just now."""
@@ -297,7 +298,8 @@ class Service(Life):
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1
         except BaseException as error:  # noqa: BLE001 (the stack above belongs to the parent: nothing may unwind into it)
-            place.channel.send_last(Kind.LOG, role.log_body(LOG_ERR, f"{self.row.what} ends by {error!r}"))
+            text = f"{self.row.what} ends by {error!r}{place_of(error)}"
+            place.channel.send_last(Kind.LOG, role.log_body(LOG_ERR, text))
         finally:
             os._exit(code)  # no exit function of the application's, and nothing of the parent's stack
 

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+from kore.reactor.origin import place_of
+
 LOG_ERR = 3
 LOG_NOTICE = 5
 
@@ -93,7 +95,7 @@ def _tell(where: str, exc: BaseException) -> None:
         text = repr(exc)
     except BaseException:  # noqa: BLE001 - repr() is the application's code too
         text = f"<{type(exc).__name__} whose repr() fails>"
-    _log(LOG_ERR, f"{where}: uncaught exception: {text}")
+    _log(LOG_ERR, f"{where}: uncaught exception: {text}{place_of(exc)}")
 
 
 class _Unraisable:

@@ -12,25 +12,19 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
-import sysconfig
 from asyncio import CancelledError
 from collections.abc import Iterator
 from types import AsyncGeneratorType, CoroutineType
 from typing import Any, Final
 
 from kore.reactor import trace
+from kore.reactor.origin import kore_file, library_file
 
 DEPTH_MAX: Final = 1000
 """Frames looked at; what is deeper is closed with the last of them. Python's own bound on nested calls."""
 
 _WRAPPER: Final = "coroutine_wrapper"  # of coroutine.__await__(): what is done to it is done to the coroutine
 _OPAQUE: Final = frozenset({_WRAPPER, "async_generator_asend", "async_generator_athrow"})
-
-_FOLDERS: Final = ("stdlib", "platstdlib", "purelib", "platlib")
-_LIBRARIES: Final = tuple({sysconfig.get_path(name) + os.sep for name in _FOLDERS})
-_PACKAGES: Final = tuple(os.sep + name + os.sep for name in ("site-packages", "dist-packages"))
-_OWN: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
 class Unwinding:
@@ -135,11 +129,6 @@ def _of_library(frame: Any) -> bool:
     at = _behind(frame) or frame
     code = getattr(at, "cr_code", None) or getattr(at, "gi_code", None) or getattr(at, "ag_code", None)
     name = getattr(code, "co_filename", "")
-    if name.startswith(_OWN) or name == contextlib.__file__:  # contextlib only calls the application's own
+    if kore_file(name) or name == contextlib.__file__:  # contextlib only calls the application's own
         return False
     return not name or library_file(name)
-
-
-def library_file(name: str) -> bool:
-    """Whether a file is of Python's own or of an installed package."""
-    return name.startswith(_LIBRARIES) or any(folder in name for folder in _PACKAGES)

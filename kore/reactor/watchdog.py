@@ -17,7 +17,7 @@ from types import CodeType, FrameType
 from typing import TYPE_CHECKING
 
 from kore.reactor.loop import Loop
-from kore.reactor.unwinding import library_file
+from kore.reactor.origin import library_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
