@@ -6,8 +6,16 @@ import pytest
 
 from tests.endurance import slow
 from tests.endurance.report import Result, Unavailable, silent
+from tests.support import SECONDS
 
 HEADERS, BODY, READ = slow.MODES
+
+
+@pytest.fixture(autouse=True)
+def beside_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has the lowest priority there does not come to fifty connections before the first of them is ended."""
+    monkeypatch.setattr(slow, "NICE", ())
+    monkeypatch.setattr(slow, "COME_SECONDS", SECONDS)
 
 
 def prove(io: str, mode: slow.Mode) -> Result:
