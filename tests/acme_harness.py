@@ -26,6 +26,9 @@ from tests.support import Program, free_port, wait_until
 
 DAY = datetime.timedelta(days=1)
 
+HOST = "provider.test"
+"""A name of pebble's, for who asks its DNS."""
+
 EAB_KID = "kid-1"
 EAB_KEY = "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W"
 
@@ -54,15 +57,16 @@ class Pebble:
 
     def __init__(
         self, directory: Path, tls_port: int, *, seconds: int = 0, eab: bool = False,
-        blocked: tuple[str, ...] = (), environment: dict[str, str] | None = None,
+        blocked: tuple[str, ...] = (), environment: dict[str, str] | None = None, further_dns: tuple[str, ...] = (),
     ) -> None:
+        self.further_dns = further_dns
         for program in ("pebble", "pebble-challtestsrv"):
             if shutil.which(program) is None:
                 pytest.skip(f"{program} is missing: scripts/setup.sh services installs it")
         self.directory = directory
         directory.mkdir(exist_ok=True)
         self.port, self.management, self.dns, self.dns_management = (free_port() for _ in range(4))
-        self.ca, certificate, key = make_authority(directory, "127.0.0.1", "localhost")
+        self.ca, certificate, key = make_authority(directory, "127.0.0.1", "localhost", HOST)
         settings = {
             "listenAddress": f"127.0.0.1:{self.port}", "managementListenAddress": f"127.0.0.1:{self.management}",
             "certificate": str(certificate), "privateKey": str(key), "httpPort": free_port(), "tlsPort": tls_port,
@@ -82,8 +86,9 @@ class Pebble:
         return f"https://127.0.0.1:{self.port}/dir"
 
     def start(self) -> None:
+        addresses = ",".join((f"127.0.0.1:{self.dns}", *self.further_dns))
         dns = [
-            "pebble-challtestsrv", "-dns01", f"127.0.0.1:{self.dns}", "-http01", "", "-https01", "", "-tlsalpn01", "",
+            "pebble-challtestsrv", "-dns01", addresses, "-http01", "", "-https01", "", "-tlsalpn01", "",
             "-management", f"127.0.0.1:{self.dns_management}", "-defaultIPv6", "",
         ]
         command = ["pebble", "-config", str(self.directory / "pebble.json"), "-dnsserver", f"127.0.0.1:{self.dns}"]
@@ -108,11 +113,15 @@ class Pebble:
         """The CA that it issues by, which it makes anew at each start: PEM."""
         return self.get("roots/0").decode()
 
-    def tell_dns(self, what: str, **values: object) -> None:
-        """Change what its DNS answers: "set-default-ipv4" ip=..., "set-servfail" host=..., "clear-servfail"."""
+    def tell_dns(self, what: str, **values: object) -> bytes:
+        """Change what its DNS answers: "set-default-ipv4" ip=..., "set-servfail" host=..., "clear-servfail".
+
+        "dns-request-history" host=... answers with what it was asked for: JSON.
+        """
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.dns_management}/{what}", json.dumps(values).encode(), method="POST")
-        urllib.request.urlopen(request).close()
+        with urllib.request.urlopen(request) as answer:
+            return answer.read()
 
     @property
     def log(self) -> str:

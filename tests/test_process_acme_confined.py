@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
+import shutil
 import signal
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from kore.tls import certificates
-from tests.acme_harness import pebble
+from tests.acme_harness import HOST, pebble
 from tests.privileges_harness import CAPABILITY_SETS, a_user, needs_root, status
 from tests.support import Starter, free_port, skip_unless, starter, wait_until
 from tests.test_process_acme import NAMES, Server, has_certificate, loaded
@@ -86,6 +89,36 @@ def test_users_are_switched_and_roots_changed(
         assert "is killed" not in program.out
         key = keys / "certificates" / NAMES[0] / "key.pem"
         assert (key.stat().st_uid, key.stat().st_mode & 0o777) == (keeper.pw_uid, 0o600)
+
+
+@needs_root
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_provider_is_found_by_dns(tmp_path: Path, start: Starter, engine: str, monkeypatch) -> None:
+    """By the resolver's own questions, over UDP, from within the sandbox: no file here has the name."""
+    skip_unless(engine)
+    pytest.importorskip("pyseccomp")
+    alone = ["unshare", "--mount", "--propagation", "private"]
+    if shutil.which("unshare") is None or subprocess.run([*alone, "true"], capture_output=True, timeout=20).returncode:
+        pytest.skip("no mount namespace can be made here")
+    nameserver = f"127.53.{os.getpid() % 250 + 1}.53"  # each process of tests has one for itself
+    resolver = tmp_path / "resolv.conf"
+    resolver.write_text(f"nameserver {nameserver}\noptions timeout:2 attempts:3\n")
+    begin, script = start._start, 'mount --bind "$0" /etc/resolv.conf && exec "$@"'
+    monkeypatch.setattr(start, "_start", lambda command, cwd, environment: begin(
+        [*alone, "sh", "-c", script, str(resolver), *command], cwd, environment))
+    port = free_port()
+    home = tmp_path / "home"
+    home.mkdir()
+    with pebble(tmp_path, port, further_dns=(f"{nameserver}:53",)) as authority:
+        server = Server(start, home, authority, port)
+        environment = {"KORE_IO": engine, "KORE_SANDBOX": "yes"}
+        program = server.run(provider=authority.address.replace("127.0.0.1", HOST), environment=environment)
+        has_certificate(program)
+        assert json.loads(authority.tell_dns("dns-request-history", host=HOST)), "it was asked"
+        assert status(server.service("acme"))["Seccomp"] == "2"
+        program.signal(signal.SIGTERM)
+        assert program.wait() == 0
+        assert "is killed" not in program.out
 
 
 @needs_root
