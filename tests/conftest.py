@@ -13,10 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from driver_harness import driver, each_pair, listener, pair
+from reactor_harness import fake, faked, log, loop, opened
 
 from tests.postgresql_harness import postgresql
 
-__all__ = ["postgresql"]  # a fixture: one server for the whole session
+__all__ = [  # fixtures
+    "driver", "each_pair", "fake", "faked", "listener", "log", "loop", "opened", "pair", "postgresql",
+]
 
 ENGINES = ("uring", "epoll", "kqueue")
 

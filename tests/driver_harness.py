@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -54,6 +55,39 @@ def open_driver(io: str) -> Iterator[object]:
     driver.close()
     left = fds() - before
     assert not left, f"fds left open: { {fd: link(fd) for fd in left} }"
+
+
+@pytest.fixture(params=DRIVERS)
+def driver(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A driver of each engine."""
+    yield from open_driver(request.param)
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    """A TCP listener."""
+    with tcp_listener() as sock:
+        yield sock
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Two ends of a unix connection, neither of which blocks."""
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    far.setblocking(False)
+    yield near, far
+    near.close()
+    far.close()
+
+
+@pytest.fixture(params=["tcp", "unix"])
+def each_pair(request: pytest.FixtureRequest) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Two ends of a connection of each kind: the near one is for the driver."""
+    near, far = tcp_pair() if request.param == "tcp" else unix_pair()
+    yield near, far
+    near.close()
+    far.close()
 
 
 def fds() -> set[int]:

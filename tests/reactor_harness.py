@@ -7,9 +7,11 @@ timers is a matter of arithmetic.
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Iterator
 
-from driver_harness import ENGINES, make_driver
+import pytest
+from driver_harness import ENGINES, fds, link, make_driver
 
 from kore.reactor import Loop, set_log, tasks, trace
 
@@ -100,6 +102,41 @@ def closing(loop: Loop) -> Iterator[tuple[Loop, Log]]:
 def open_loop(io: str) -> Iterator[tuple[Loop, Log]]:
     """The same with a loop on engine `io`; a skip that names the missing kernel feature where it can't be had."""
     yield from closing(Loop(make_driver(io)))
+
+
+@pytest.fixture(params=ENGINES)
+def opened(request: pytest.FixtureRequest) -> Iterator[tuple[Loop, Log]]:
+    """A loop on each engine, and its log; no fd is left open by what ran on it."""
+    before = fds()
+    yield from open_loop(request.param)
+    if not fds() <= before:
+        gc.collect()
+    left = fds() - before
+    assert not left, f"fds left open: { {fd: link(fd) for fd in left} }"
+
+
+@pytest.fixture
+def loop(opened: tuple[Loop, Log]) -> Loop:
+    """Its loop."""
+    return opened[0]
+
+
+@pytest.fixture
+def log(opened: tuple[Loop, Log]) -> Log:
+    """Its log."""
+    return opened[1]
+
+
+@pytest.fixture
+def faked() -> Iterator[tuple[Loop, Log]]:
+    """A loop whose clock is ours, and its log."""
+    yield from closing(FakeLoop())
+
+
+@pytest.fixture
+def fake(faked: tuple[Loop, Log]) -> Loop:
+    """A loop whose clock is ours."""
+    return faked[0]
 
 
 def begin_telling(loop, coro, on_end):

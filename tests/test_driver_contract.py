@@ -19,38 +19,12 @@ from driver_harness import (
     Owner,
     Results,
     make_driver,
-    open_driver,
     own,
     run,
     tcp_listener,
     turns,
     unix_pair,
 )
-
-
-@pytest.fixture(params=DRIVERS)
-def driver(request):
-    """A driver of each engine."""
-    yield from open_driver(request.param)
-
-
-@pytest.fixture
-def listener():
-    """A TCP listener."""
-    with tcp_listener() as sock:
-        yield sock
-
-
-@pytest.fixture
-def pair():
-    """Two ends of a unix connection, neither of which blocks."""
-    near, far = socket.socketpair()
-    near.setblocking(False)
-    far.setblocking(False)
-    yield near, far
-    near.close()
-    far.close()
-
 
 # --- timeouts -------------------------------------------------------------------------------------------------
 

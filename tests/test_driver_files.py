@@ -6,38 +6,18 @@ import contextlib
 import errno
 import os
 import select
-import socket
 import time
 
 import pytest
 from driver_harness import (
-    DRIVERS,
     SECONDS_MAX,
     Results,
-    open_driver,
     own,
     processor_time,
     run,
     turns,
     unix_pair,
 )
-
-
-@pytest.fixture(params=DRIVERS)
-def driver(request):
-    """A driver of each engine."""
-    yield from open_driver(request.param)
-
-
-@pytest.fixture
-def pair():
-    """Two ends of a unix connection, neither of which blocks."""
-    near, far = socket.socketpair()
-    near.setblocking(False)
-    far.setblocking(False)
-    yield near, far
-    near.close()
-    far.close()
 
 
 @pytest.fixture

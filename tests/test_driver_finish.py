@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from driver_harness import DRIVERS, open_driver, own, unix_pair
-
-
-@pytest.fixture(params=DRIVERS)
-def driver(request):
-    """A driver of each engine."""
-    yield from open_driver(request.param)
+from driver_harness import own, unix_pair
 
 
 def test_a_late_fin_does_not_end_the_next_connection(driver) -> None:

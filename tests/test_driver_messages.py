@@ -10,11 +10,9 @@ import socket
 
 import pytest
 from driver_harness import (
-    DRIVERS,
     SECONDS_MAX,
     Results,
     fds,
-    open_driver,
     processor_time,
     run,
     tcp_listener,
@@ -22,12 +20,6 @@ from driver_harness import (
 )
 
 from kore.driver import passed_fds
-
-
-@pytest.fixture(params=DRIVERS)
-def driver(request):
-    """A driver of each engine."""
-    yield from open_driver(request.param)
 
 
 @pytest.fixture

@@ -11,11 +11,9 @@ import socket
 
 import pytest
 from driver_harness import (
-    DRIVERS,
     SECONDS_MAX,
     Results,
     fds,
-    open_driver,
     processor_time,
     reset,
     run,
@@ -24,31 +22,6 @@ from driver_harness import (
     turns,
     wait_readable,
 )
-
-
-@pytest.fixture(params=DRIVERS)
-def driver(request):
-    """A driver of each engine."""
-    yield from open_driver(request.param)
-
-
-@pytest.fixture
-def listener():
-    """A TCP listener."""
-    with tcp_listener() as sock:
-        yield sock
-
-
-@pytest.fixture
-def pair():
-    """Two ends of a unix connection, neither of which blocks."""
-    near, far = socket.socketpair()
-    near.setblocking(False)
-    far.setblocking(False)
-    yield near, far
-    near.close()
-    far.close()
-
 
 # --- accept ---------------------------------------------------------------------------------------------------
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import socket
 
-import pytest
 from driver_harness import (
-    DRIVERS,
     NOT_THERE,
     SECONDS_MAX,
     Peer,
-    open_driver,
     own,
     processor_time,
     read_all,
@@ -24,29 +21,13 @@ from driver_harness import (
     wait_readable,
 )
 
-PAIRS = [pytest.param(tcp_pair, id="tcp"), pytest.param(unix_pair, id="unix")]
 TEN_MIB = 10 << 20
 PATTERN = bytes(range(256)) * 4096  # 1 MiB in which every shift shows
 
 
-@pytest.fixture(params=DRIVERS)
-def driver(request):
-    """A driver of each engine."""
-    yield from open_driver(request.param)
-
-
-@pytest.fixture(params=PAIRS)
-def pair(request):
-    """Two ends of a connection: the near one is for the driver."""
-    near, far = request.param()
-    yield near, far
-    near.close()
-    far.close()
-
-
-def test_write_after_the_peer_ended(driver, pair) -> None:
+def test_write_after_the_peer_ended(driver, each_pair) -> None:
     """A half-close by the peer ends the input once, and still gets its answer."""
-    near, far = pair
+    near, far = each_pair
     owner = own(driver, near)
     far.sendall(b"question")
     far.shutdown(socket.SHUT_WR)
@@ -68,9 +49,9 @@ def test_write_after_the_peer_ended(driver, pair) -> None:
     assert owner.losses == [0]
 
 
-def test_finish_sends_the_end_after_the_output(driver, pair) -> None:
+def test_finish_sends_the_end_after_the_output(driver, each_pair) -> None:
     """finish() half-closes behind the last byte; reading goes on; later writes are dropped."""
-    near, far = pair
+    near, far = each_pair
     owner = own(driver, near)
     owner.stream.write(bytes(TEN_MIB))
     turns(driver, 1)
@@ -95,9 +76,9 @@ def test_finish_sends_the_end_after_the_output(driver, pair) -> None:
     assert far.recv(8) == b""
 
 
-def test_finish_on_an_idle_stream(driver, pair) -> None:
+def test_finish_on_an_idle_stream(driver, each_pair) -> None:
     """finish() with nothing to send sends the end alone; when the peer ends too, the stream is quiet or over."""
-    near, far = pair
+    near, far = each_pair
     owner = own(driver, near)
     owner.stream.finish()
     turns(driver)
@@ -113,9 +94,9 @@ def test_finish_on_an_idle_stream(driver, pair) -> None:
     assert owner.losses == [0]
 
 
-def test_close_sends_what_was_written(driver, pair) -> None:
+def test_close_sends_what_was_written(driver, each_pair) -> None:
     """close() right after a write of more than the kernel takes: the peer gets all of it, then the end."""
-    near, far = pair
+    near, far = each_pair
     owner = own(driver, near)
     owner.stream.write(bytes(TEN_MIB))
     owner.stream.close()
@@ -131,9 +112,9 @@ def test_close_sends_what_was_written(driver, pair) -> None:
     assert received == [TEN_MIB]
 
 
-def test_input_after_close_is_not_delivered(driver, pair) -> None:
+def test_input_after_close_is_not_delivered(driver, each_pair) -> None:
     """While a close waits for its output to leave, input is nobody's, and does not keep the processor busy."""
-    near, far = pair
+    near, far = each_pair
     owner = own(driver, near)
     owner.stream.write(bytes(TEN_MIB))
     owner.stream.close()
@@ -163,9 +144,9 @@ def read_until_end(sock: socket.socket) -> bytes:
     return bytes(data)
 
 
-def test_close_with_nothing_to_send(driver, pair) -> None:
+def test_close_with_nothing_to_send(driver, each_pair) -> None:
     """close() closes, tells once, and forgets what comes after it."""
-    near, far = pair
+    near, far = each_pair
     owner = own(driver, near)
     far.sendall(b"unread")
     owner.stream.close()
@@ -180,9 +161,9 @@ def test_close_with_nothing_to_send(driver, pair) -> None:
     assert owner.stream.pending == 0
 
 
-def test_write_after_close_is_dropped(driver, pair) -> None:
+def test_write_after_close_is_dropped(driver, each_pair) -> None:
     """What is written after close() does not leave, also when earlier output is still waiting."""
-    near, far = pair
+    near, far = each_pair
     owner = own(driver, near)
     owner.stream.write(b"before")
     owner.stream.close()
@@ -191,9 +172,9 @@ def test_write_after_close_is_dropped(driver, pair) -> None:
     assert read_all(far) == b"before"
 
 
-def test_abort_drops_what_was_written(driver, pair) -> None:
+def test_abort_drops_what_was_written(driver, each_pair) -> None:
     """abort() closes now, with output still waiting."""
-    near, far = pair
+    near, far = each_pair
     owner = own(driver, near)
     owner.stream.write(bytes(TEN_MIB))
     turns(driver)
@@ -206,9 +187,9 @@ def test_abort_drops_what_was_written(driver, pair) -> None:
     assert len(read_until_end(far)) < TEN_MIB
 
 
-def test_abort_after_close(driver, pair) -> None:
+def test_abort_after_close(driver, each_pair) -> None:
     """A close that waits for a peer who does not read is cut short by abort()."""
-    near, _ = pair
+    near, _ = each_pair
     owner = own(driver, near)
     owner.stream.write(bytes(TEN_MIB))
     owner.stream.close()

@@ -9,13 +9,11 @@ import weakref
 
 import pytest
 from driver_harness import (
-    DRIVERS,
     SECONDS_MAX,
     Owner,
     Peer,
     echo,
     fds,
-    open_driver,
     own,
     processor_time,
     read_all,
@@ -23,34 +21,17 @@ from driver_harness import (
     run_until_lost,
     same,
     tcp_listener,
-    tcp_pair,
     turns,
     unix_pair,
 )
 
-PAIRS = [pytest.param(tcp_pair, id="tcp"), pytest.param(unix_pair, id="unix")]
 TEN_MIB = 10 << 20
 PATTERN = bytes(range(256)) * 4096  # 1 MiB in which every shift shows
 
 
-@pytest.fixture(params=DRIVERS)
-def driver(request):
-    """A driver of each engine."""
-    yield from open_driver(request.param)
-
-
-@pytest.fixture(params=PAIRS)
-def pair(request):
-    """Two ends of a connection: the near one is for the driver."""
-    near, far = request.param()
-    yield near, far
-    near.close()
-    far.close()
-
-
-def test_echo(driver, pair) -> None:
+def test_echo(driver, each_pair) -> None:
     """What arrives can be answered at once, many times over."""
-    near, far = pair
+    near, far = each_pair
     owner = own(driver, near, Owner(echo))
     for number in range(100):
         far.sendall(b"%d" % number)
@@ -60,9 +41,9 @@ def test_echo(driver, pair) -> None:
     assert not owner.losses
 
 
-def test_nothing_is_called_inside_the_call_that_caused_it(driver, pair) -> None:
+def test_nothing_is_called_inside_the_call_that_caused_it(driver, each_pair) -> None:
     """write, finish, close and abort call nobody back."""
-    near, _ = pair
+    near, _ = each_pair
     owner = own(driver, near)
     owner.stream.write(b"x")
     owner.stream.finish()
@@ -73,9 +54,9 @@ def test_nothing_is_called_inside_the_call_that_caused_it(driver, pair) -> None:
     assert owner.losses == [0]
 
 
-def test_pieces_leave_together_and_in_order(driver, pair) -> None:
+def test_pieces_leave_together_and_in_order(driver, each_pair) -> None:
     """Any number of pieces written in one turn, small, empty and large, arrive as they were written."""
-    near, far = pair
+    near, far = each_pair
     owner = own(driver, near)
     pieces = [b"a", b"", PATTERN, b"b" * 100, b"", *(b"%d;" % n for n in range(3000)), PATTERN[::-1]]
     received = []
@@ -90,9 +71,9 @@ def test_pieces_leave_together_and_in_order(driver, pair) -> None:
     assert same(received[0], b"".join(pieces))
 
 
-def test_empty_writes(driver, pair) -> None:
+def test_empty_writes(driver, each_pair) -> None:
     """Writing nothing sends nothing and ends nothing."""
-    near, far = pair
+    near, far = each_pair
     owner = own(driver, near)
     owner.stream.write(b"")
     turns(driver)
@@ -106,9 +87,9 @@ def test_empty_writes(driver, pair) -> None:
     assert not owner.losses
 
 
-def test_ten_mib_to_a_slow_reader(driver, pair) -> None:
+def test_ten_mib_to_a_slow_reader(driver, each_pair) -> None:
     """Output the kernel won't take is held, shown by `pending`, sent as room appears, and its end is told once."""
-    near, far = pair
+    near, far = each_pair
     owner = own(driver, near)
     for _ in range(TEN_MIB // len(PATTERN)):
         owner.stream.write(PATTERN)
@@ -137,9 +118,9 @@ def test_ten_mib_to_a_slow_reader(driver, pair) -> None:
     assert (owner.stalls, owner.drains) == (1, 1)
 
 
-def test_what_a_callback_of_the_same_batch_writes_overtakes_nothing(driver, pair, tmp_path) -> None:
+def test_what_a_callback_of_the_same_batch_writes_overtakes_nothing(driver, each_pair, tmp_path) -> None:
     """An operation that completes before it is known that the kernel did not take all: what it writes comes behind."""
-    near, far = pair
+    near, far = each_pair
     owner = own(driver, near)
     path = tmp_path / "file"
     path.write_bytes(PATTERN)
@@ -166,9 +147,9 @@ def test_what_a_callback_of_the_same_batch_writes_overtakes_nothing(driver, pair
     os.close(fd)
 
 
-def test_ten_mib_to_the_owner(driver, pair) -> None:
+def test_ten_mib_to_the_owner(driver, each_pair) -> None:
     """A fast sender's bytes all arrive, and in order."""
-    near, far = pair
+    near, far = each_pair
     owner = own(driver, near)
 
     def send() -> None:
@@ -185,9 +166,9 @@ def test_ten_mib_to_the_owner(driver, pair) -> None:
     assert not owner.losses
 
 
-def test_both_ways_at_once(driver, pair) -> None:
+def test_both_ways_at_once(driver, each_pair) -> None:
     """An echo of 10 MiB against a peer that reads while it writes."""
-    near, far = pair
+    near, far = each_pair
     own(driver, near, Owner(echo))
     received = []
 
@@ -211,9 +192,9 @@ def test_both_ways_at_once(driver, pair) -> None:
     assert same(received[0], PATTERN * (TEN_MIB // len(PATTERN)))
 
 
-def test_a_slow_stream_does_not_hold_up_another(driver, pair) -> None:
+def test_a_slow_stream_does_not_hold_up_another(driver, each_pair) -> None:
     """While one peer reads nothing, another is answered."""
-    near, _ = pair
+    near, _ = each_pair
     slow = own(driver, near)
     slow.stream.write(bytes(TEN_MIB))
     other, peer = unix_pair()
@@ -228,9 +209,9 @@ def test_a_slow_stream_does_not_hold_up_another(driver, pair) -> None:
     peer.close()
 
 
-def test_pause_and_resume(driver, pair) -> None:
+def test_pause_and_resume(driver, each_pair) -> None:
     """Nothing arrives while paused, nothing is lost by it, and resume() brings it without new input."""
-    near, far = pair
+    near, far = each_pair
     owner = own(driver, near)
     far.sendall(b"one")
     run(driver, lambda: owner.data == b"one")
@@ -251,9 +232,9 @@ def test_pause_and_resume(driver, pair) -> None:
     run(driver, lambda: owner.data == b"onetwothree")
 
 
-def test_pause_inside_received(driver, pair) -> None:
+def test_pause_inside_received(driver, each_pair) -> None:
     """An owner may pause at each piece; all of 1 MiB still arrives."""
-    near, far = pair
+    near, far = each_pair
     owner = own(driver, near, Owner(lambda me, data: me.stream.pause()))
     sender = Peer(target=lambda: (far.sendall(PATTERN), far.shutdown(socket.SHUT_WR)))
     sender.start()
@@ -267,9 +248,9 @@ def test_pause_inside_received(driver, pair) -> None:
     assert same(owner.data, PATTERN)
 
 
-def test_paused_while_the_peer_leaves(driver, pair) -> None:
+def test_paused_while_the_peer_leaves(driver, each_pair) -> None:
     """A peer that sends and closes while the owner is paused takes nothing of what it sent along. Nor does it spin."""
-    near, far = pair
+    near, far = each_pair
     owner = own(driver, near)
     owner.stream.pause()
     far.sendall(PATTERN[:50_000])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import re
 import shutil
@@ -13,24 +12,13 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from driver_harness import fds
-from reactor_harness import ENGINES, open_loop, run
+from reactor_harness import ENGINES, run
 
 import kore
 from tests.http_server_harness import request, serving
 from tests.support import alive, wait_until
 
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning", "error::ResourceWarning")
-
-
-@pytest.fixture(params=ENGINES)
-def loop(request):
-    """A loop on each engine; no fd is left open by what ran on it."""
-    before = fds()
-    for loop, _ in open_loop(request.param):
-        yield loop
-    gc.collect()
-    assert fds() <= before
 
 
 def test_the_pipes_and_the_process_end_apart(loop) -> None:

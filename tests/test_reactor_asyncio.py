@@ -17,14 +17,7 @@ from pathlib import Path
 
 import pytest
 from driver_harness import fds
-from reactor_harness import ENGINES, SECONDS_MAX, open_loop, run
-
-
-@pytest.fixture(params=ENGINES)
-def loop(request):
-    """A loop on each engine."""
-    for opened, _ in open_loop(request.param):
-        yield opened
+from reactor_harness import SECONDS_MAX, run
 
 
 class Datagrams(asyncio.DatagramProtocol):

@@ -7,27 +7,10 @@ import contextvars
 import os
 
 import pytest
-from reactor_harness import ENGINES, begin_telling, forever, open_loop, run, soon
+from reactor_harness import begin_telling, forever, run, soon
 
 from kore import reactor
 from kore.reactor import tasks, trace
-
-
-@pytest.fixture(params=ENGINES)
-def opened(request):
-    """A loop on each engine, and its log."""
-    yield from open_loop(request.param)
-
-
-@pytest.fixture
-def loop(opened):
-    return opened[0]
-
-
-@pytest.fixture
-def log(opened):
-    return opened[1]
-
 
 # Beginning handlers.
 

@@ -13,18 +13,7 @@ import tempfile
 
 import pytest
 from driver_harness import fds
-from reactor_harness import ENGINES, open_loop, run
-
-
-@pytest.fixture(params=ENGINES)
-def opened(request):
-    """A loop on each engine, and its log."""
-    yield from open_loop(request.param)
-
-
-@pytest.fixture
-def loop(opened):
-    return opened[0]
+from reactor_harness import run
 
 
 async def echo(reader, writer):

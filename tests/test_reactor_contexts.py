@@ -13,16 +13,9 @@ import sys
 from contextvars import ContextVar
 
 import pytest
-from reactor_harness import ENGINES, SECONDS_MAX, open_loop, run
+from reactor_harness import SECONDS_MAX, run
 
 WHERE = ContextVar("WHERE", default="outside")
-
-
-@pytest.fixture(params=ENGINES)
-def loop(request):
-    """A loop on each engine."""
-    for opened, _ in open_loop(request.param):
-        yield opened
 
 
 class Asking(asyncio.SubprocessProtocol):

@@ -11,7 +11,7 @@ import types
 import weakref
 
 import pytest
-from reactor_harness import ENGINES, begin_telling, forever, open_loop, run, soon
+from reactor_harness import begin_telling, forever, run, soon
 
 from kore import reactor
 from kore.reactor import tasks, trace
@@ -27,22 +27,6 @@ async def wait(inner, order):
         await asyncio.sleep(0)
         raise ValueError("as libraries do")
 """
-
-
-@pytest.fixture(params=ENGINES)
-def opened(request):
-    """A loop on each engine, and its log."""
-    yield from open_loop(request.param)
-
-
-@pytest.fixture
-def loop(opened):
-    return opened[0]
-
-
-@pytest.fixture
-def log(opened):
-    return opened[1]
 
 
 # Killing.

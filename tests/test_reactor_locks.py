@@ -5,37 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from reactor_harness import ENGINES, FakeLoop, Log, closing, open_loop, run
+from reactor_harness import Log, run
 
 from kore import reactor
-
-
-@pytest.fixture(params=ENGINES)
-def opened(request):
-    """A loop on each engine, and its log."""
-    yield from open_loop(request.param)
-
-
-@pytest.fixture
-def loop(opened):
-    return opened[0]
-
-
-@pytest.fixture
-def log(opened):
-    return opened[1]
-
-
-@pytest.fixture
-def faked():
-    """A loop whose clock is ours, and its log."""
-    yield from closing(FakeLoop())
-
-
-@pytest.fixture
-def fake(faked):
-    return faked[0]
-
 
 # queue
 

@@ -16,23 +16,12 @@ import threading
 import weakref
 
 import pytest
-from reactor_harness import ENGINES, SECONDS_MAX, FakeLoop, closing, open_loop, run
+from reactor_harness import SECONDS_MAX, FakeLoop, closing, run
 
 import kore.errors
 from kore import reactor
 from kore.reactor import engine
 from kore.reactor.base import Base, FlowControl
-
-
-@pytest.fixture(params=ENGINES)
-def opened(request):
-    """A loop on each engine, and its log."""
-    yield from open_loop(request.param)
-
-
-@pytest.fixture
-def loop(opened):
-    return opened[0]
 
 
 @pytest.fixture

@@ -18,20 +18,13 @@ import time
 
 import pytest
 from driver_harness import fds, link
-from reactor_harness import ENGINES, SECONDS_MAX, open_loop
+from reactor_harness import SECONDS_MAX
 
 from kore.reactor import tasks
 
 COUNT = 1000
 AT_ONCE = 250
 """How many are there at a time: a thousand of some kinds are more fds than a process may have."""
-
-
-@pytest.fixture(params=ENGINES)
-def loop(request):
-    """A loop on each engine."""
-    for opened, _ in open_loop(request.param):
-        yield opened
 
 
 peers: list[object] = []

@@ -8,18 +8,7 @@ import socket
 import struct
 
 import pytest
-from reactor_harness import ENGINES, open_loop, run
-
-
-@pytest.fixture(params=ENGINES)
-def opened(request):
-    """A loop on each engine, and its log."""
-    yield from open_loop(request.param)
-
-
-@pytest.fixture
-def loop(opened):
-    return opened[0]
+from reactor_harness import run
 
 
 class Recorder(asyncio.Protocol):

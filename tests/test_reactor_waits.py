@@ -8,37 +8,9 @@ import threading
 import time
 
 import pytest
-from reactor_harness import ENGINES, FakeLoop, closing, forever, open_loop, run
+from reactor_harness import forever, run
 
 from kore import reactor
-
-
-@pytest.fixture(params=ENGINES)
-def opened(request):
-    """A loop on each engine, and its log."""
-    yield from open_loop(request.param)
-
-
-@pytest.fixture
-def loop(opened):
-    return opened[0]
-
-
-@pytest.fixture
-def log(opened):
-    return opened[1]
-
-
-@pytest.fixture
-def faked():
-    """A loop whose clock is ours, and its log."""
-    yield from closing(FakeLoop())
-
-
-@pytest.fixture
-def fake(faked):
-    return faked[0]
-
 
 # Types.
 

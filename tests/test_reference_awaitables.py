@@ -19,10 +19,9 @@ from typing import Any
 import pytest
 
 import kore
-from tests.driver_harness import fds
 from tests.engines import ENGINES
 from tests.http_server_harness import Client, request
-from tests.reactor_harness import open_loop, run
+from tests.reactor_harness import run
 from tests.support import READY, SECONDS, Starter, free_port, http_get, only_one, skip_unless, starter
 
 PAGE = """\
@@ -172,15 +171,6 @@ def alone() -> Iterator[None]:
     """Set up first and torn down last: the reference's ports and paths are ours until the server has gone."""
     with only_one("reference"):
         yield
-
-
-@pytest.fixture(params=ENGINES)
-def loop(request):
-    """A loop on each engine."""
-    before = fds()
-    for loop, _ in open_loop(request.param):
-        yield loop
-    assert fds() <= before
 
 
 @pytest.fixture(params=ENGINES)

@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import socket
 import threading
 
 import pytest
-from driver_harness import fds, reset, tcp_pair, unix_pair
-from reactor_harness import ENGINES, open_loop, run
+from driver_harness import reset, tcp_pair, unix_pair
+from reactor_harness import run
 
 import kore
 from kore import reactor
-
-
-@pytest.fixture(params=ENGINES)
-def loop(request):
-    """A loop on each engine; no fd is left open by what ran on it."""
-    before = fds()
-    for loop, _ in open_loop(request.param):
-        yield loop
-    gc.collect()
-    assert fds() <= before
 
 
 @pytest.fixture(params=["ipv4", "ipv6", "path", "abstract"])

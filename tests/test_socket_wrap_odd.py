@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import socket
 
 import pytest
-from driver_harness import fds, unix_pair
-from reactor_harness import ENGINES, open_loop, run
+from driver_harness import unix_pair
+from reactor_harness import run
 
 import kore
 from kore import reactor
 
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning", "error::ResourceWarning")
-
-
-@pytest.fixture(params=ENGINES)
-def loop(request):
-    """A loop on each engine; no fd is left open by what ran on it."""
-    before = fds()
-    for loop, _ in open_loop(request.param):
-        yield loop
-    gc.collect()
-    assert fds() <= before
 
 
 async def given_up(loop, ksock, operation, bring) -> None:

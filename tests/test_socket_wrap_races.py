@@ -7,30 +7,19 @@ turn in which its result comes, and after it was woken.
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import random
 import socket
 
 import pytest
-from driver_harness import fds, unix_pair
-from reactor_harness import ENGINES, open_loop, run
+from driver_harness import unix_pair
+from reactor_harness import run
 
 import kore
 from kore import reactor
 from kore.driver import passed_fds
 
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning", "error::ResourceWarning")
-
-
-@pytest.fixture(params=ENGINES)
-def loop(request):
-    """A loop on each engine; no fd is left open by what ran on it."""
-    before = fds()
-    for loop, _ in open_loop(request.param):
-        yield loop
-    gc.collect()
-    assert fds() <= before
 
 
 async def some_turns(count: int) -> None:
