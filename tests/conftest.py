@@ -17,9 +17,10 @@ from driver_harness import driver, each_pair, listener, pair
 from reactor_harness import fake, faked, log, loop, opened
 
 from tests.postgresql_harness import postgresql
+from tests.support import engine
 
 __all__ = [  # fixtures
-    "driver", "each_pair", "fake", "faked", "listener", "log", "loop", "opened", "pair", "postgresql",
+    "driver", "each_pair", "engine", "fake", "faked", "listener", "log", "loop", "opened", "pair", "postgresql",
 ]
 
 ENGINES = ("uring", "epoll", "kqueue")

@@ -24,6 +24,7 @@ import pytest
 
 from kore import reactor
 from kore.errors import EngineError
+from tests.engines import ENGINES
 
 ROOT = Path(__file__).resolve().parent.parent
 READY = r"log=\[ready: "
@@ -318,6 +319,13 @@ def skip_unless(engine: str) -> None:
         reactor.select_engine(engine)
     except EngineError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> str:
+    """The name of each engine."""
+    skip_unless(request.param)
+    return request.param
 
 
 def http_get(address: tuple[str, int] | str, path: str = "/", seconds: float = SECONDS) -> bytes:

@@ -8,20 +8,14 @@ import time
 
 import pytest
 
-from tests.http_server_harness import ENGINES, GET, Server, request, serving, since
-from tests.support import READY, SECONDS, SERVER_APP, free_port, pids_of, skip_unless, starter, wait_until
+from tests.http_server_harness import GET, Server, request, serving, since
+from tests.support import READY, SECONDS, SERVER_APP, free_port, pids_of, starter, wait_until
 
 
 @pytest.fixture
 def start(tmp_path, engine):
     with contextlib.ExitStack() as stack:
         yield lambda text="", options="": stack.enter_context(serving(tmp_path, engine, text, options))
-
-
-@pytest.fixture(params=ENGINES)
-def engine(request):
-    skip_unless(request.param)
-    return request.param
 
 
 PAGES = """

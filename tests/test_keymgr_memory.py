@@ -9,14 +9,12 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from tests.engines import ENGINES
 from tests.keymgr_harness import key_server, load
 from tests.privileges_harness import needs_root
-from tests.support import children, skip_unless, wait_until
+from tests.support import children, wait_until
 from tests.tls_harness import Pair, authority, issue, server_pair
 
 PIECE = 16
@@ -99,12 +97,6 @@ def found_in(pid: int, wanted: dict[bytes, str]) -> set[str]:
     for data in memory(pid):
         found |= {what for needle, what in wanted.items() if needle in data}
     return found
-
-
-@pytest.fixture(params=ENGINES)
-def engine(request):
-    skip_unless(request.param)
-    return request.param
 
 
 @needs_root

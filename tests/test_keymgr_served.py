@@ -8,16 +8,9 @@ import socket
 
 import pytest
 
-from tests.engines import ENGINES
 from tests.keymgr_harness import ask, key_server, load
 from tests.support import alive, skip_unless, wait_until
 from tests.tls_harness import Pair, authority, client_context, issue, server_pair
-
-
-@pytest.fixture(params=ENGINES)
-def engine(request):
-    skip_unless(request.param)
-    return request.param
 
 
 @pytest.fixture

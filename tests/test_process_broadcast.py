@@ -10,8 +10,7 @@ import struct
 
 import pytest
 
-from tests.engines import ENGINES
-from tests.support import SECONDS, pids_of, skip_unless, starter, wait_until
+from tests.support import SECONDS, pids_of, starter, wait_until
 
 APP = """
 SCOPES = {"local": kore.WEBSOCKET_BROADCAST_LOCAL, "global": kore.WEBSOCKET_BROADCAST_GLOBAL}
@@ -62,12 +61,6 @@ class Client:
     def close(self):
         self.file.close()
         self.sock.close()
-
-
-@pytest.fixture(params=ENGINES)
-def engine(request):
-    skip_unless(request.param)
-    return request.param
 
 
 @pytest.fixture

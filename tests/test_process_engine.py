@@ -12,14 +12,7 @@ import sys
 
 import pytest
 
-from tests.engines import ENGINES
-from tests.support import READY, SERVER_APP, children, free_port, open_files, pids_of, skip_unless, starter
-
-
-@pytest.fixture(params=ENGINES)
-def engine(request):
-    skip_unless(request.param)
-    return request.param
+from tests.support import READY, SERVER_APP, children, free_port, open_files, pids_of, starter
 
 
 @pytest.fixture

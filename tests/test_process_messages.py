@@ -17,8 +17,7 @@ import pytest
 from kore.process.outbox import WAITING_BYTES_MAX
 from kore.process.pieces import OBJECT_BYTES_MAX
 from kore.process.post import TASKS_MAX
-from tests.engines import ENGINES
-from tests.support import SECONDS, http_get, pids_of, skip_unless, starter, wait_until
+from tests.support import SECONDS, http_get, pids_of, starter, wait_until
 
 APP = """
 import asyncio
@@ -53,12 +52,6 @@ def run(req, worker, text):
     kore.sendobj(Code(bytes.fromhex(text).decode()), worker=int(worker))
     req.response(200, b"sent")
 """
-
-
-@pytest.fixture(params=ENGINES)
-def engine(request):
-    skip_unless(request.param)
-    return request.param
 
 
 @pytest.fixture

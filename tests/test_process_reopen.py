@@ -15,8 +15,7 @@ from kore.process.channel import Kind, channel_pair
 from kore.process.log import DescriptorSink, Log
 from kore.process.reopening import Reopening, access_logs
 from kore.process.seat import Seat
-from tests.engines import ENGINES
-from tests.support import http_get, pids_of, skip_unless, starter, wait_until
+from tests.support import http_get, pids_of, starter, wait_until
 
 LOGS = """
 home.accesslog = "access.log"
@@ -37,12 +36,6 @@ def write(req, text):
     kore.sendobj(text)
     req.response(200, b"sent")
 """
-
-
-@pytest.fixture(params=ENGINES)
-def engine(request):
-    skip_unless(request.param)
-    return request.param
 
 
 @pytest.fixture

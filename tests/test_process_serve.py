@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.engines import ENGINES
 from tests.support import (
     READY,
     SECONDS,
@@ -23,16 +22,9 @@ from tests.support import (
     http_get,
     open_files,
     pids_of,
-    skip_unless,
     starter,
     wait_until,
 )
-
-
-@pytest.fixture(params=ENGINES)
-def engine(request):
-    skip_unless(request.param)
-    return request.param
 
 
 @pytest.fixture

@@ -16,9 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.engines import ENGINES
 from tests.keymgr_harness import ask, key_server
-from tests.support import ROOT, Program, alive, free_port, skip_unless, starter, wait_until
+from tests.support import ROOT, Program, alive, free_port, starter, wait_until
 from tests.tls_harness import TlsClient, authority, client_context, issue, server_pair
 
 CLOCK = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
@@ -37,12 +36,6 @@ home = kore.domain("a.test", attach="tls", cert="a.pem", key="a.key")
 def index(req):
     req.response(200, b"hello")
 """
-
-
-@pytest.fixture(params=ENGINES)
-def engine(request):
-    skip_unless(request.param)
-    return request.param
 
 
 @pytest.mark.skipif(CLOCK is None, reason="faketime is not installed")
