@@ -320,7 +320,7 @@ async def structures(req):
     found = [sniffio.current_async_library(), anyio.get_current_task().id > 0]
     order = []
     async def child(number):
-        await anyio.sleep(0.001 * number)
+        await anyio.sleep(0.1 * number)
         order.append(number)
     async with anyio.create_task_group() as group:
         for number in (3, 1, 2):
