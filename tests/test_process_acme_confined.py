@@ -97,15 +97,17 @@ def test_the_provider_is_found_by_dns(tmp_path: Path, start: Starter, engine: st
     """By the resolver's own questions, over UDP, from within the sandbox: no file here has the name."""
     skip_unless(engine)
     pytest.importorskip("pyseccomp")
-    alone = ["unshare", "--mount", "--propagation", "private"]
-    if shutil.which("unshare") is None or subprocess.run([*alone, "true"], capture_output=True, timeout=20).returncode:
-        pytest.skip("no mount namespace can be made here")
     nameserver = f"127.53.{os.getpid() % 250 + 1}.53"  # each process of tests has one for itself
     resolver = tmp_path / "resolv.conf"
     resolver.write_text(f"nameserver {nameserver}\noptions timeout:2 attempts:3\n")
-    begin, script = start._start, 'mount --bind "$0" /etc/resolv.conf && exec "$@"'
-    monkeypatch.setattr(start, "_start", lambda command, cwd, environment: begin(
-        [*alone, "sh", "-c", script, str(resolver), *command], cwd, environment))
+    # In a mount namespace of its own that is the resolver's file.
+    script = 'mount --bind "$0" /etc/resolv.conf && exec "$@"'
+    alone = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, str(resolver)]
+    if shutil.which("unshare") is None or subprocess.run([*alone, "true"], capture_output=True, timeout=20).returncode:
+        pytest.skip("mount(2) is not allowed here, in a namespace of its own either")
+    begin = start._start
+    monkeypatch.setattr(
+        start, "_start", lambda command, cwd, environment: begin([*alone, *command], cwd, environment))
     port = free_port()
     home = tmp_path / "home"
     home.mkdir()
